@@ -1,0 +1,484 @@
+"""How an operation is declared, and what happens when it is called.
+
+A declaration holds the forward and, above it, one vector-Jacobian product (VJP) for each operand::
+
+    @operation(x=lambda F, g, out: g * (1 - out * out))
+    def tanh(F, x, /):
+        return F.tanh(x)
+
+Positional-only arguments are the operands, tensors or what can become one; the others are static. ``F`` is the
+namespace to compute with: a backend, on raw arrays, or ``tinygrad_rnn.ops``, on tensors, when the gradient itself is
+to be recorded. So one expression gives first and higher derivatives.
+
+A VJP names what it reads, after ``F`` and the result's cotangent ``g``: ``out``, an operand, an operand's shape
+(``x_shape``) or a static argument. What no VJP names is not kept alive by the graph, and may be overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import update_wrapper
+from operator import itemgetter
+from typing import Any, Concatenate, ParamSpec, TypeAlias
+
+import numpy as np
+
+from tinygrad_rnn import tape
+from tinygrad_rnn.backend import BY_TYPE, NUMPY, Array, backend_of
+from tinygrad_rnn.tensor import Tensor, _as_array, _name, _wrap
+
+P = ParamSpec("P")
+Operand: TypeAlias = Any  # a Tensor or what can become one; inside a declaration, the raw array
+Vjp: TypeAlias = Callable[..., Any]
+
+REGISTRY: dict[str, Rule] = {}
+TENSORS: Any = None  # the namespace of operations on tensors; ops/__init__.py puts itself here
+
+MODE = tape.MODE.get
+Node = tape.Node
+_OUT = (0,)  # a plan that keeps the result alone
+_FLOAT64 = np.dtype(np.float64)
+_SCALARS = (float, int, bool)
+
+
+class Rule:
+    """One operation: its forward, its VJPs, and how both are to be called.
+
+    Attributes
+    ----------
+    forward
+        ``forward(F, *operands, *params)`` on raw arrays.
+    vjps
+        For each operand's name its VJP, absent where the operation has no gradient.
+    operands, params
+        Names, in order.
+    variadic
+        Whether the last operand is ``*operands``, any number of them; its VJP returns the cotangents of all of them,
+        of which it need only compute those ``wanted``, a tuple of positions.
+    fixed
+        How many operands come before those.
+    elementwise
+        Whether operands broadcast against each other.
+    """
+
+    selects = False
+
+    def __init__(self, forward: Callable[..., Any], vjps: dict[str, Vjp], elementwise: bool) -> None:
+        code = forward.__code__
+        self.name = forward.__name__.strip("_")
+        self.forward = forward
+        self.vjps = vjps
+        self.elementwise = elementwise
+        self.variadic = bool(code.co_flags & 0x04)  # inspect.CO_VARARGS, without importing inspect
+        # Operands are positional-only; static arguments follow, by keyword alone where there are ``*operands``.
+        fixed = code.co_varnames[1 : code.co_posonlyargcount]
+        if self.variadic:
+            first = code.co_argcount
+            total = first + code.co_kwonlyargcount
+            self.operands: tuple[str, ...] = (*fixed, code.co_varnames[total])
+            self.params = code.co_varnames[first:total]
+            self.defaults = tuple((forward.__kwdefaults__ or {}).get(name, ...) for name in self.params)
+        else:
+            self.operands = fixed
+            self.params = code.co_varnames[code.co_posonlyargcount : code.co_argcount]
+            given = forward.__defaults__ or ()
+            self.defaults = (...,) * (len(self.params) - len(given)) + given
+        self.optional = ... not in self.defaults
+        self.fixed = len(fixed)
+        # Everything that a VJP may read, in the order in which `_node` lays it out.
+        shapes = tuple(f"{name}_shape" for name in self.operands)
+        self.readable = ("out", *self.operands, *self.params, *shapes, *(("wanted",) if self.variadic else ()))
+        read = {name for vjp in vjps.values() for name in _reads(vjp)}
+        self.reads_shapes = not read.isdisjoint(shapes)
+        unknown = read.difference(self.readable)
+        if unknown or not set(vjps) <= set(self.operands):
+            raise TypeError(f"{self.name}: the VJPs of {tuple(vjps)} read {unknown}; there are {self.readable}")
+        self.plans: dict[int, Plan] = {}
+
+    def __repr__(self) -> str:
+        return f"<operation {self.name}>"
+
+    def pull(self, node: Node, cotangent: Any, as_tensors: bool, asked: set[tape.Parent] | None) -> list[Any]:
+        """For each parent of ``node`` the cotangent that comes from the result's, None where nobody asked."""
+        plan: Plan = node.plan
+        values: Any = node.kept
+        if as_tensors:
+            F = TENSORS
+            for position in plan.tensors:
+                _check(values[position], node)
+            if plan.out >= 0:
+                values = (*values[: plan.out], _wrap(values[plan.out], node), *values[plan.out + 1 :])
+        else:
+            array = next(g for g in cotangent if g is not None) if type(cotangent) is list else cotangent
+            F = BY_TYPE.get(type(array), NUMPY)  # a NumPy scalar is on no backend
+            if plan.tensors:
+                values = list(values)
+                for position in plan.tensors:
+                    value = values[position]
+                    if isinstance(value, Tensor):
+                        if value._base is not None or value._node is None:
+                            _check(value, node)
+                        values[position] = value._data
+                    elif type(value) is Operands:
+                        _check(value, node)
+                        values[position] = [item._data for item in value]
+        if plan.joint is None and asked is None:
+            return [vjp(F, cotangent, *reads(values)) for vjp, reads in plan.calls]
+        pulled = [
+            vjp(F, cotangent, *reads(values)) if asked is None or parent in asked else None
+            for parent, (vjp, reads) in zip(node.parents, plan.calls, strict=False)
+        ]
+        if plan.joint is not None:
+            vjp, reads = plan.joint
+            of_rest = vjp(F, cotangent, *reads(values))
+            pulled += [of_rest[position] for position in plan.rest]
+        return pulled
+
+
+class Plan:
+    """Which operands of a call need a gradient, and what their VJPs read from what the node keeps.
+
+    Attributes
+    ----------
+    indices
+        The operands that need a gradient.
+    rest
+        Those among ``*operands``, counted from the first of these.
+    calls
+        For each of the other operands that need a gradient: the VJP, and which of the kept values it reads.
+    joint
+        The same for the rest together, None if none of them needs one.
+    keeps
+        Which of the rule's ``readable`` values are kept, and ``pick``, which picks them.
+    tensors
+        Where operands are among the kept values.
+    out
+        Where the result is among them, -1 if it is not.
+    """
+
+    __slots__ = ("calls", "indices", "joint", "keeps", "out", "pick", "rest", "tensors")
+
+    def __init__(self, rule: Rule, needed: int) -> None:
+        limit = rule.fixed if rule.variadic else len(rule.operands)
+        bits = [i for i in range(needed.bit_length()) if needed >> i & 1]
+        fixed = tuple(i for i in bits if i < limit and rule.operands[i] in rule.vjps)
+        self.rest = tuple(i - limit for i in bits if i >= limit) if rule.operands[-1] in rule.vjps else ()
+        self.indices = fixed + tuple(i + limit for i in self.rest)
+        vjps = [rule.vjps[rule.operands[i]] for i in fixed] + ([rule.vjps[rule.operands[-1]]] if self.rest else [])
+        names = tuple(dict.fromkeys(name for vjp in vjps for name in _reads(vjp)))
+        calls = tuple((vjp, _picker(tuple(names.index(name) for name in _reads(vjp)))) for vjp in vjps)
+        self.joint = calls[-1] if self.rest else None
+        self.calls = calls[:-1] if self.rest else calls
+        self.keeps = _OUT if names == ("out",) else tuple(rule.readable.index(name) for name in names)
+        self.pick = _picker(self.keeps)
+        self.tensors = tuple(i for i, name in enumerate(names) if name in rule.operands)
+        self.out = names.index("out") if "out" in names else -1
+
+
+class Operands(tuple[Tensor, ...]):
+    """The operands of a variadic operation, kept as one value."""
+
+    __slots__ = ()
+
+
+class Selection:
+    """The rule of a node that stands for one result of an operation with several."""
+
+    selects = True
+    name = "select"
+
+
+SELECT = Selection()
+
+
+def operation(
+    elementwise: bool = False, /, **vjps: Vjp
+) -> Callable[[Callable[Concatenate[Any, P], Any]], Callable[P, Tensor]]:
+    """Declare an operation with one result; see the module's text."""
+
+    def declare(forward: Callable[Concatenate[Any, P], Any]) -> Callable[P, Tensor]:
+        return _public(Rule(forward, vjps, elementwise), apply)
+
+    return declare
+
+
+def operation_with_results(**vjps: Vjp) -> Callable[[Callable[Concatenate[Any, P], Any]], Callable[P, list[Tensor]]]:
+    """Declare an operation that gives a list; its VJPs get a list of cotangents, None for an unused result."""
+
+    def declare(forward: Callable[Concatenate[Any, P], Any]) -> Callable[P, list[Tensor]]:
+        return _public(Rule(forward, vjps, False), apply_with_results)
+
+    return declare
+
+
+def _public(rule: Rule, run: Callable[..., Any]) -> Callable[..., Any]:
+    REGISTRY[rule.name] = rule
+    arity = len(rule.operands)
+
+    def plain(*operands: Any) -> Any:
+        return run(rule, operands, ())
+
+    def unary(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            raw = x._data
+            F = BY_TYPE[type(raw)]
+            return _result(rule, (x,), (raw,), (), x.requires_grad, forward(F, raw), F)
+        return apply(rule, (x,), ())
+
+    def binary(a: Any, b: Any) -> Any:
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            raw_a, raw_b = a._data, b._data
+            if type(raw_a) is type(raw_b):
+                F = BY_TYPE[type(raw_a)]
+                needed = a.requires_grad + 2 * b.requires_grad
+                return _result(rule, (a, b), (raw_a, raw_b), (), needed, forward(F, raw_a, raw_b), F)
+        return apply(rule, (a, b), ())
+
+    def variadic(*operands: Any, **named: Any) -> Any:
+        return run(rule, operands, _bind(rule, (), named))
+
+    def with_params(*args: Any, **named: Any) -> Any:
+        return run(rule, args[:arity], _bind(rule, args[arity:], named))
+
+    forward = rule.forward
+    call: Callable[..., Any]
+    if rule.variadic:
+        call = variadic
+    elif rule.params:
+        call = with_params
+    else:  # the short way for the commonest calls; `apply` does the same for any
+        short: dict[int, Callable[..., Any]] = {1: unary, 2: binary}
+        call = short.get(arity, plain) if run is apply else plain
+    update_wrapper(call, rule.forward)
+    code = rule.forward.__code__
+    call.__annotations__ = {name: kind for name, kind in call.__annotations__.items() if name != code.co_varnames[0]}
+    call.__annotations__["return"] = "Tensor" if run is apply else "list[Tensor]"
+    del call.__wrapped__  # type: ignore[attr-defined]
+    return call
+
+
+def _bind(rule: Rule, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+    """Static arguments in their order, defaults filled in."""
+    if not named:
+        if len(positional) == len(rule.params):
+            return positional
+        if not positional and rule.optional:
+            return rule.defaults
+    values = [*positional, *rule.defaults[len(positional) :]]
+    for name, value in named.items():
+        if name not in rule.params:
+            raise TypeError(f"{rule.name}() got an unexpected argument {name!r}; it takes {', '.join(rule.params)}")
+        position = rule.params.index(name)
+        if position < len(positional):
+            raise TypeError(f"{rule.name}() got {name!r} twice")
+        values[position] = value
+    if len(values) > len(rule.params):
+        raise TypeError(f"{rule.name}() takes at most {len(rule.operands) + len(rule.params)} arguments")
+    for name, value in zip(rule.params, values, strict=True):
+        if value is ...:
+            raise TypeError(f"{rule.name}() is missing its argument {name!r}")
+    return tuple(values)
+
+
+def apply(rule: Rule, operands: tuple[Any, ...], params: tuple[Any, ...]) -> Tensor:
+    """Run ``rule`` on ``operands`` and leave a node if one of them needs a gradient."""
+    raws: list[Any] = []
+    needed = 0  # the operands that need a gradient, one bit each
+    bit = 1
+    F: Any = None
+    for operand in operands:
+        if isinstance(operand, Tensor):
+            raw = operand._data
+            if F is None:
+                F = BY_TYPE[type(raw)]
+            elif type(raw) is not F.array_type:
+                raise TypeError(_mixed(rule, operands))
+            raws.append(raw)
+            if operand.requires_grad:
+                needed += bit
+        elif type(operand) in _SCALARS:
+            raws.append(operand)
+        else:
+            return apply(rule, _as_operands(rule, operands), params)
+        bit += bit
+    if F is None:
+        return apply(rule, _first_as_tensor(rule, operands), params)
+    if rule.variadic:
+        out = rule.forward(F, *raws, **dict(zip(rule.params, params, strict=True)))
+    else:
+        out = rule.forward(F, *raws, *params)
+    return _result(rule, operands, raws, params, needed, out, F)
+
+
+def _result(
+    rule: Rule, operands: tuple[Any, ...], raws: Sequence[Any], params: tuple[Any, ...], needed: int, out: Any, F: Any
+) -> Tensor:
+    """The result of an operation as a tensor, with its node if an operand needs a gradient."""
+    if type(out) is not F.array_type and type(out) not in BY_TYPE:
+        out = F.asarray(out)  # NumPy gives scalars where a result is 0-d
+    if out.dtype is _FLOAT64:
+        out = _narrowed(out, raws)
+    mode = MODE()
+    if needed and mode.recording and rule.vjps and out.dtype.kind == "f":
+        result = _wrap(out, _node(rule, operands, raws, params, out, needed))
+    else:
+        result = _wrap(out, None)
+    if out.base is not None:  # perhaps a view of a leaf, whose later writes a graph must notice
+        for operand in operands:
+            if isinstance(operand, Tensor) and (memory := operand._memory) is not None:
+                result._base = memory
+                break
+    if mode.listener is not None:
+        mode.listener(rule, operands, params, (result,))
+    return result
+
+
+def apply_with_results(rule: Rule, operands: tuple[Any, ...], params: tuple[Any, ...]) -> list[Tensor]:
+    """`apply` for an operation of one operand that gives a list."""
+    (operand,) = operands
+    if not isinstance(operand, Tensor):
+        operand = Tensor(operand)
+    raw = operand._data
+    outs = rule.forward(BY_TYPE[type(raw)], raw, *params)
+    mode = MODE()
+    if operand.requires_grad and mode.recording and outs:
+        node = _node(rule, operands, [raw], params, outs[0], 1)
+        size = len(outs)
+        results = [_wrap(out, Node(SELECT, (node,), (), (position, size))) for position, out in enumerate(outs)]
+    else:
+        results = [_wrap(out) for out in outs]
+    if (memory := operand._memory) is not None:
+        for result in results:
+            result._base = memory
+    if mode.listener is not None:
+        mode.listener(rule, operands, params, tuple(results))
+    return results
+
+
+def _first_as_tensor(rule: Rule, operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not operands:
+        raise TypeError(f"{rule.name} needs at least one tensor")
+    return (Tensor(operands[0]), *operands[1:])
+
+
+def _as_operands(rule: Rule, operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Array-likes as tensors: arrays keep their dtype, lists of floats take that of the first float operand."""
+    floats = [o.dtype for o in operands if (isinstance(o, Tensor) or backend_of(o) is not None) and o.dtype.kind == "f"]
+    result: list[Any] = []
+    for operand in operands:
+        if isinstance(operand, np.generic):
+            result.append(operand.item())
+        elif isinstance(operand, Tensor) or type(operand) in _SCALARS:
+            result.append(operand)
+        else:
+            try:
+                tensor = Tensor(operand)
+            except TypeError as error:
+                raise TypeError(f"{rule.name}: {error}") from None
+            if floats and backend_of(operand) is None and tensor.dtype.kind == "f":
+                tensor = Tensor(_as_array(operand, floats[0]))
+            result.append(tensor)
+    return tuple(result)
+
+
+def _mixed(rule: Rule, operands: tuple[Any, ...]) -> str:
+    names = list(dict.fromkeys(o.backend for o in operands if isinstance(o, Tensor)))
+    return f"{rule.name} got tensors on {' and '.join(names)}: move one with .to({names[0]!r})"
+
+
+def _narrowed(out: Array, raws: Sequence[Any]) -> Array:
+    """float64 only if an operand is: ints and Python floats among float32 do not widen the result."""
+    for raw in raws:
+        if type(raw) not in _SCALARS and raw.dtype is _FLOAT64:
+            return out
+    return out.astype(np.float32)
+
+
+def _node(
+    rule: Rule, operands: tuple[Any, ...], raws: Sequence[Any], params: tuple[Any, ...], out: Array, needed: int
+) -> Node:
+    plan = rule.plans.get(needed)
+    if plan is None:
+        plan = Plan(rule, needed)
+        if not rule.variadic:  # of those there would be as many as ways to call them
+            rule.plans[needed] = plan
+    parents: list[tape.Parent] = []
+    for index in plan.indices:
+        operand = operands[index]
+        raw = raws[index]
+        parent: tape.Parent = operand._node
+        if parent is None:
+            parent = operand
+        if raw.dtype is not out.dtype and raw.dtype != out.dtype:
+            parent = Node(CAST, (parent,), CAST_PLAN, (raw.dtype,))
+        if rule.elementwise and raw.shape != out.shape:
+            parent = Node(BROADCAST, (parent,), BROADCAST_PLAN, (raw.shape,))
+        parents.append(parent)
+    if not plan.keeps:
+        kept: tuple[Any, ...] = ()
+    elif plan.keeps is _OUT:
+        kept = (out,)
+    elif rule.variadic:
+        fixed = rule.fixed
+        shapes = [raw.shape for raw in raws]
+        rest = (Operands(operands[fixed:]), *params, *shapes[:fixed], shapes[fixed:], plan.rest)
+        kept = plan.pick((out, *operands[:fixed], *rest))
+    elif rule.reads_shapes:
+        kept = plan.pick((out, *operands, *params, *[getattr(raw, "shape", ()) for raw in raws]))
+    else:
+        kept = plan.pick((out, *operands, *params))
+    return Node(rule, tuple(parents), plan, kept)
+
+
+def _check(value: Any, node: Node) -> None:
+    """Raise if the memory of a kept operand was written since ``node`` was made."""
+    if type(value) is Operands:
+        for item in value:
+            _check(item, node)
+    elif isinstance(value, Tensor):
+        owner = value if value._base is None else value._base
+        if owner._written > node.number:
+            raise RuntimeError(
+                f"{_name(owner)}, was changed in place after {node.rule.name!r} used it, whose gradient needs the "
+                "old value: call backward before optimizer.step() or load_state_dict(), or compute the loss again"
+            )
+
+
+def _reads(vjp: Vjp) -> tuple[str, ...]:
+    """The names of a VJP's arguments after F and g."""
+    return vjp.__code__.co_varnames[2 : vjp.__code__.co_argcount]
+
+
+def _picker(positions: tuple[int, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    if not positions:
+        return lambda values: ()
+    if len(positions) == 1:
+        (position,) = positions
+        return lambda values: (values[position],)
+    return itemgetter(*positions)
+
+
+def _cast(F: Any, x: Operand, /, dtype: Any) -> Array:
+    return F.astype(x, dtype)
+
+
+def _broadcast(F: Any, x: Operand, /, shape: tuple[int, ...]) -> Array:
+    return F.broadcast_to(x, shape)
+
+
+def sum_to(F: Any, x: Any, shape: tuple[int, ...]) -> Any:
+    """Sum ``x`` over the axes along which ``shape`` would be broadcast to its shape."""
+    if x.shape == shape:
+        return x
+    extra = x.ndim - len(shape)
+    if x.shape[extra:] == shape:
+        return F.sum(x, axis=tuple(range(extra)))
+    axes = (*range(extra), *[i + extra for i, n in enumerate(shape) if n == 1 and x.shape[i + extra] != 1])
+    return F.reshape(F.sum(x, axis=axes), shape)
+
+
+# Broadcasting and casting are operations like any other: a call that does them on the way records them as such,
+# so no other VJP has to think of them. ``dtype`` and ``x_shape`` are those to go back to.
+CAST = Rule(_cast, {"x": lambda F, g, dtype: F.astype(g, dtype)}, False)
+BROADCAST = Rule(_broadcast, {"x": lambda F, g, x_shape: sum_to(F, g, x_shape)}, False)
+CAST_PLAN, BROADCAST_PLAN = Plan(CAST, 1), Plan(BROADCAST, 1)

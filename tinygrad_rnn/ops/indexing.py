@@ -1,0 +1,102 @@
+"""Picking elements, and its transpose, putting them back.
+
+An index is split into what is static (slices, ints, None, ...) and the arrays in it, which are operands: an index
+may be computed like any other tensor. ``place`` is the transpose of ``getitem``, and each is the other's VJP.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.backend import HOLE, Array, fill
+from tinygrad_rnn.ops.creation import arange
+from tinygrad_rnn.ops.declare import Operand, operation
+from tinygrad_rnn.ops.elementwise import add
+from tinygrad_rnn.ops.reduction import axes_of
+from tinygrad_rnn.ops.shape import reshape
+from tinygrad_rnn.tensor import Tensor
+
+__all__ = [
+    "getitem",
+    "place",
+    "scatter_add",
+    "take",
+    "take_along_axis",
+]
+
+
+@operation(x=lambda F, g, arrays, x_shape, index: F.place(g, *arrays, shape=x_shape, index=index))
+def _getitem(F: Any, x: Operand, /, *arrays: Operand, index: tuple[Any, ...]) -> Array:
+    return x[fill(index, arrays) if arrays else index]
+
+
+@operation(
+    values=lambda F, g, arrays, index: F.getitem(g, fill(index, arrays)),
+)
+def place(F: Any, values: Operand, /, *arrays: Operand, shape: tuple[int, ...], index: tuple[Any, ...]) -> Array:
+    """Zeros of ``shape`` with ``values`` added at ``index``, whose holes ``arrays`` fill."""
+    return F.place(values, *arrays, shape=shape, index=index)
+
+
+def getitem(x: Tensor, index: Any) -> Tensor:
+    """``x[index]``: ints, slices, None, ..., and arrays or tensors of ints or bools, as in NumPy."""
+    static, arrays = _parted(index)
+    return _getitem(x, *arrays, index=static)
+
+
+def _parted(index: Any) -> tuple[tuple[Any, ...], list[Any]]:
+    static: list[Any] = []
+    arrays: list[Any] = []
+    for item in index if isinstance(index, tuple) else (index,):
+        plain = isinstance(item, (int, np.integer, slice)) and not isinstance(item, bool)
+        if plain or item is None or item is Ellipsis:
+            static.append(int(item) if isinstance(item, np.integer) else item)
+            continue
+        array = item if isinstance(item, Tensor) else Tensor(np.asarray(item, dtype=np.intp) if item == [] else item)
+        if array.dtype.kind not in "iub":
+            raise IndexError(f"an index must hold ints or bools, got dtype {array.dtype}")
+        static.append(HOLE)
+        arrays.append(array)
+    return tuple(static), arrays
+
+
+def scatter_add(x: Tensor, index: Any, values: Tensor) -> Tensor:
+    """``x`` with ``values`` added at ``index``; where an index is repeated, its values add up.
+
+    ``values`` must have the shape of ``x[index]``.
+    """
+    x = x if isinstance(x, Tensor) else Tensor(x)
+    values = values if isinstance(values, Tensor) else Tensor(values, dtype=x.dtype)
+    static, arrays = _parted(index)
+    expected = _getitem(x.detach(), *arrays, index=static).shape
+    if values.shape != expected:
+        raise ValueError(f"scatter_add: values must have the shape of x[index], {expected}, got {values.shape}")
+    return add(x, place(values, *arrays, shape=x.shape, index=static))
+
+
+def take(x: Tensor, indices: Any, axis: int | None = None) -> Tensor:
+    """The slices of ``x`` along ``axis`` at ``indices``; None: elements of ``x`` as if it were 1-d."""
+    x = x if isinstance(x, Tensor) else Tensor(x)
+    if axis is None:
+        return getitem(reshape(x, (-1,)), indices)
+    (axis,) = axes_of(axis, x.ndim)
+    return getitem(x, (*[slice(None)] * axis, indices))
+
+
+def take_along_axis(x: Tensor, indices: Tensor, axis: int) -> Tensor:
+    """Elements of ``x`` at positions along ``axis``; ``indices`` has as many axes as ``x``, and broadcasts."""
+    x = x if isinstance(x, Tensor) else Tensor(x)
+    indices = indices if isinstance(indices, Tensor) else Tensor(indices)
+    if indices.ndim != x.ndim:
+        raise ValueError(f"take_along_axis: indices must have {x.ndim} axes as x has, got shape {indices.shape}")
+    (axis,) = axes_of(axis, x.ndim)
+    positions = [axis_range(x, n, a, x.ndim) for a, n in enumerate(x.shape)]
+    return getitem(x, tuple(indices if a == axis else positions[a] for a in range(x.ndim)))
+
+
+def axis_range(like: Tensor, length: int, position: int, ndim: int) -> Tensor:
+    """0, 1, … along one axis of ``ndim``, on the backend of ``like``."""
+    steps = arange(length).to(like.backend)
+    return reshape(steps, tuple(length if a == position else 1 for a in range(ndim)))

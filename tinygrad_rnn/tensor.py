@@ -1,0 +1,499 @@
+"""`Tensor`: the user's face of the tape, and `grad`, the gradient as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from tinygrad_rnn import tape
+from tinygrad_rnn.backend import Array, Backend, backend_of, get_backend
+
+TensorLike: TypeAlias = "Tensor | Array | Sequence[Any] | float | int | bool"
+Cotangents: TypeAlias = "Tensor | Array | Sequence[Any] | None"
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    Parameters
+    ----------
+    data
+        An array, whose memory is shared; a number; or a nest of lists of numbers.
+    requires_grad
+        Whether `backward` should leave this tensor's gradient in ``grad``.
+    dtype
+        If None: arrays keep theirs, Python and NumPy floats and lists of them become float32, ints and bools keep
+        their kind.
+
+    Raises
+    ------
+    TypeError
+        If ``data`` does not hold real numbers or bools, or ``requires_grad`` is asked of ints or bools.
+    """
+
+    __slots__ = ("__weakref__", "_base", "_data", "_node", "_written", "grad", "requires_grad")
+    __array_ufunc__ = None  # so that NumPy's operators leave ``array + tensor`` to us
+
+    _data: Array
+    _node: tape.Node | None  # None for leaves
+    _base: Tensor | None  # the leaf whose memory this tensor is a view of
+    _written: int  # when an optimizer or load_state_dict last wrote to the data, by the tape's clock
+    requires_grad: bool
+    grad: Tensor | None
+
+    def __init__(self, data: TensorLike, requires_grad: bool = False, dtype: Any = None) -> None:
+        array = _as_array(data, dtype)
+        if requires_grad and array.dtype.kind != "f":
+            raise TypeError(f"only floating-point tensors can require gradients, got dtype {array.dtype}")
+        _init(self, array)
+        self.requires_grad = requires_grad
+        if isinstance(data, Tensor) and array is data._data:
+            self._base = data._memory
+
+    @property
+    def data(self) -> Array:
+        """The raw array. Writing into it goes unseen by a recorded graph; assigning to ``data`` does not."""
+        return self._data
+
+    @data.setter
+    def data(self, value: Array) -> None:
+        if backend_of(value) is None:
+            raise TypeError(f"data must be an array, got {type(value).__name__}")
+        if self._node is not None:
+            raise RuntimeError(f"cannot replace the data of {_name(self)}: it is the result of {self._made_by!r}")
+        self._data = value
+        self._written = tape.tick()
+
+    def _touch(self) -> None:
+        """Note that the data has been written in place, so that a graph which still needs the old values raises."""
+        (self if self._base is None else self._base)._written = tape.tick()
+
+    @property
+    def _memory(self) -> Tensor | None:
+        """The leaf that owns this tensor's memory, None if nobody can write to it."""
+        return self if self._node is None and self._base is None else self._base
+
+    @property
+    def _made_by(self) -> str:
+        node = self._node
+        while node is not None and node.rule.selects and node.parents:
+            node = node.parents[0]
+        return "" if node is None else str(node.rule.name)
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that holds the data."""
+        return _backend(self).name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis."""
+        return self._data.shape  # type: ignore[no-any-return]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self._data.ndim  # type: ignore[no-any-return]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self._data.size  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """NumPy's dtype of the elements."""
+        return self._data.dtype  # type: ignore[no-any-return]
+
+    @property
+    def T(self) -> Tensor:
+        """The tensor with its axes reversed."""
+        return ops.transpose(self)
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The data as a NumPy array: the same memory on NumPy, a copy on the host from elsewhere."""
+        return _backend(self).to_numpy(self._data)
+
+    def item(self) -> Any:
+        """The only element, as a Python number.
+
+        Raises
+        ------
+        ValueError
+            If there is not exactly one element.
+        """
+        if self.size != 1:
+            raise ValueError(f"item() needs a tensor of one element, got shape {self.shape}")
+        return self.numpy().item()
+
+    def detach(self) -> Tensor:
+        """The same data, out of the graph: no gradient passes through the result."""
+        return Tensor(self)
+
+    def to(self, backend: str | None = None, dtype: Any = None) -> Tensor:
+        """This tensor on another backend, of another dtype, or both; gradients flow back through the move."""
+        result = self
+        if backend is not None and backend != self.backend:
+            result = ops.to_backend(result, backend)
+        return result if dtype is None or result.dtype == dtype else ops.astype(result, dtype)
+
+    def backward(
+        self, grad: TensorLike | None = None, retain_graph: bool | None = None, create_graph: bool = False
+    ) -> None:
+        """Add to every leaf's ``grad`` the gradient of this tensor by that leaf.
+
+        Parameters
+        ----------
+        grad
+            The cotangent of this tensor; 1 if this tensor has one element.
+        retain_graph
+            Keep the graph for another backward; None means ``create_graph``.
+        create_graph
+            Record the backward pass itself, so that gradients can be differentiated.
+
+        Raises
+        ------
+        RuntimeError
+            If this tensor needs no gradient, is not a scalar and no ``grad`` is given, if its graph was freed by an
+            earlier backward, or if a tensor that the graph needs was written since.
+        """
+        if not self.requires_grad:
+            raise RuntimeError(
+                f"backward on {_name(self)}, which depends on no tensor with requires_grad=True "
+                "(or was computed under no_grad)"
+            )
+        roots = [(_key(self), _cotangent(self, grad, "grad", create_graph))]
+        retain = create_graph if retain_graph is None else retain_graph
+        handed_out = {id(roots[0][1])}
+        for leaf, cotangent in tape.walk(roots, None, create_graph, retain).items():
+            new = cotangent if create_graph else _wrap(_own(leaf, cotangent, handed_out))
+            leaf.grad = (
+                new if leaf.grad is None else leaf.grad + new if create_graph else _wrap(leaf.grad._data + new._data)
+            )
+
+    def __repr__(self) -> str:
+        return f"tensor({self._describe()})"
+
+    def _describe(self) -> str:
+        values = np.array2string(self.numpy(), separator=", ", prefix="tensor(", threshold=100)
+        made_by = f", op={self._made_by}" if self._node is not None else ""
+        needs = ", requires_grad=True" if self.requires_grad and self._node is None else ""
+        shape = "" if self.size and self.size <= 100 else f", shape={self.shape}"
+        return f"{values}{shape}, dtype={self.dtype}, backend={self.backend}{made_by}{needs}"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        facts = f"{'×'.join(map(str, self.shape)) or 'scalar'} · {self.dtype} · {self.backend}"
+        if self.requires_grad:
+            facts += f" · from <code>{escape(self._made_by)}</code>" if self._node is not None else " · requires grad"
+        array = self.numpy()
+        if 1 <= array.ndim <= 2 and array.size and max(array.shape) <= 20:
+            rows = "".join(
+                "<tr>" + "".join(f"<td>{value:.6g}</td>" for value in row) + "</tr>"
+                for row in np.atleast_2d(array).tolist()
+            )
+            return f"<div><small>{facts}</small><table>{rows}</table></div>"
+        values = escape(np.array2string(array, separator=", ", threshold=100))
+        return f"<div><small>{facts}</small><pre>{values}</pre></div>"
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("len() of a 0-d tensor")
+        return int(self.shape[0])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.ndim:
+            raise TypeError("iteration over a 0-d tensor")
+        return iter(ops.unstack(self))
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ValueError(f"the truth of a tensor of shape {self.shape} is ambiguous; use tg.any or tg.all")
+        return bool(self.numpy().item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iu":
+            raise TypeError(f"only a tensor of one int can be used as an index, got dtype {self.dtype}")
+        return int(self.item())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if self.backend != "numpy":
+            raise TypeError(f"a tensor on {self.backend} becomes a NumPy array only by .numpy()")
+        return np.array(self._data, dtype=dtype, copy=copy)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return ops.getitem(self, index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(
+            "tensors are not written in place, since a graph may need their old values: use tg.where(mask, new, old), "
+            "tg.concatenate or tg.scatter_add, or fill a NumPy array before making a tensor of it"
+        )
+
+    def __neg__(self) -> Tensor:
+        return ops.negative(self)
+
+    def __pos__(self) -> Tensor:
+        return self
+
+    def __abs__(self) -> Tensor:
+        return ops.abs(self)
+
+    def __add__(self, other: TensorLike) -> Tensor:
+        return ops.add(self, other)
+
+    def __radd__(self, other: TensorLike) -> Tensor:
+        return ops.add(other, self)
+
+    def __sub__(self, other: TensorLike) -> Tensor:
+        return ops.subtract(self, other)
+
+    def __rsub__(self, other: TensorLike) -> Tensor:
+        return ops.subtract(other, self)
+
+    def __mul__(self, other: TensorLike) -> Tensor:
+        return ops.multiply(self, other)
+
+    def __rmul__(self, other: TensorLike) -> Tensor:
+        return ops.multiply(other, self)
+
+    def __truediv__(self, other: TensorLike) -> Tensor:
+        return ops.divide(self, other)
+
+    def __rtruediv__(self, other: TensorLike) -> Tensor:
+        return ops.divide(other, self)
+
+    def __floordiv__(self, other: TensorLike) -> Tensor:
+        return ops.floor_divide(self, other)
+
+    def __mod__(self, other: TensorLike) -> Tensor:
+        return ops.remainder(self, other)
+
+    def __pow__(self, other: TensorLike) -> Tensor:
+        return ops.power(self, other)
+
+    def __rpow__(self, other: TensorLike) -> Tensor:
+        return ops.power(other, self)
+
+    def __matmul__(self, other: TensorLike) -> Tensor:
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other: TensorLike) -> Tensor:
+        return ops.matmul(other, self)
+
+    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
+        return ops.equal(self, other)
+
+    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
+        return ops.not_equal(self, other)
+
+    def __lt__(self, other: TensorLike) -> Tensor:
+        return ops.less(self, other)
+
+    def __le__(self, other: TensorLike) -> Tensor:
+        return ops.less_equal(self, other)
+
+    def __gt__(self, other: TensorLike) -> Tensor:
+        return ops.greater(self, other)
+
+    def __ge__(self, other: TensorLike) -> Tensor:
+        return ops.greater_equal(self, other)
+
+    def __invert__(self) -> Tensor:
+        return ops.logical_not(self)
+
+    def __and__(self, other: TensorLike) -> Tensor:
+        return ops.logical_and(self, other)
+
+    def __or__(self, other: TensorLike) -> Tensor:
+        return ops.logical_or(self, other)
+
+    __hash__ = object.__hash__
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """See `tinygrad_rnn.reshape`; the shape may be given as separate ints."""
+        return ops.reshape(self, shape[0] if len(shape) == 1 else shape)
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """See `tinygrad_rnn.sum`."""
+        return ops.sum(self, axis, keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """See `tinygrad_rnn.mean`."""
+        return ops.mean(self, axis, keepdims)
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """See `tinygrad_rnn.max`."""
+        return ops.max(self, axis, keepdims)
+
+    def astype(self, dtype: Any) -> Tensor:
+        """See `tinygrad_rnn.astype`."""
+        return ops.astype(self, dtype)
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Cotangents = None,
+    create_graph: bool = False,
+    allow_unused: bool = False,
+    retain_graph: bool | None = None,
+) -> Any:
+    """Gradients of ``outputs`` by ``inputs``, leaving every ``.grad`` as it is.
+
+    Parameters
+    ----------
+    outputs, inputs
+        A tensor or a sequence of tensors. Inputs may be results of operations as well as leaves.
+    grad_outputs
+        The cotangent of each output; may be left out for outputs of one element.
+    create_graph
+        Record the computation of the gradients, so that they can be differentiated again.
+    allow_unused
+        Give None for an input that the outputs do not depend on, instead of raising.
+    retain_graph
+        Keep the graph for another call; None means ``create_graph``.
+
+    Returns
+    -------
+    A tensor if ``inputs`` is a tensor, otherwise a tuple of one for each input.
+    """
+    single = isinstance(inputs, Tensor)
+    sources: list[Tensor] = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    results: list[Tensor] = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    if isinstance(outputs, Tensor):
+        given: list[Any] = [grad_outputs]
+    else:
+        given = [None] * len(results) if grad_outputs is None else list(grad_outputs)
+    if len(given) != len(results):
+        raise ValueError(f"grad_outputs must hold one cotangent for each of {len(results)} outputs, got {len(given)}")
+    for kind, tensors in (("inputs", sources), ("outputs", results)):
+        for i, tensor in enumerate(tensors):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{kind}[{i}] must be a Tensor, got {type(tensor).__name__}")
+            if not tensor.requires_grad:
+                raise RuntimeError(f"{kind}[{i}] does not require a gradient: {_name(tensor)}")
+    roots = [
+        (_key(result), _cotangent(result, cotangent, f"grad_outputs[{i}]", create_graph))
+        for i, (result, cotangent) in enumerate(zip(results, given, strict=True))
+    ]
+    wanted = {_key(source) for source in sources}
+    found = tape.walk(roots, wanted, create_graph, create_graph if retain_graph is None else retain_graph)
+    handed_out = {id(cotangent) for _, cotangent in roots}
+    gradients: list[Tensor | None] = []
+    for i, source in enumerate(sources):
+        cotangent = found.get(_key(source))
+        if cotangent is None:
+            if not allow_unused:
+                raise RuntimeError(
+                    f"the outputs do not depend on inputs[{i}], {_name(source)}; allow_unused=True gives None for it"
+                )
+            gradients.append(None)
+        else:
+            gradients.append(cotangent if create_graph else _wrap(_own(source, cotangent, handed_out)))
+    return gradients[0] if single else tuple(gradients)
+
+
+def _init(tensor: Tensor, array: Array) -> None:
+    tensor._data = array
+    tensor._node = None
+    tensor._base = None
+    tensor._written = 0
+    tensor.requires_grad = False
+    tensor.grad = None
+
+
+def _wrap(array: Array, node: tape.Node | None = None) -> Tensor:
+    """A tensor around a raw array, as fast as can be."""
+    tensor = Tensor.__new__(Tensor)
+    tensor._data = array
+    tensor._node = node
+    tensor._base = None
+    tensor._written = 0
+    tensor.requires_grad = node is not None
+    tensor.grad = None
+    return tensor
+
+
+def _backend(tensor: Tensor) -> Backend:
+    backend = backend_of(tensor._data)
+    assert backend is not None
+    return backend
+
+
+def _key(tensor: Tensor) -> tape.Parent:
+    return tensor if tensor._node is None else tensor._node
+
+
+def _name(tensor: Tensor) -> str:
+    """How error messages call a tensor."""
+    name = getattr(tensor, "name", "")
+    return f"{name + ', ' if name else ''}a tensor of shape {tensor.shape}"
+
+
+def _own(leaf: Tensor, cotangent: Array, handed_out: set[int]) -> Array:
+    """``cotangent`` as an array that shares no memory with another gradient."""
+    array = _backend(leaf).asarray(cotangent)
+    if array.base is not None or id(cotangent) in handed_out:
+        return array.copy()
+    handed_out.add(id(cotangent))
+    return array
+
+
+def _cotangent(tensor: Tensor, given: Any, argument: str, as_tensor: bool) -> Any:
+    backend = _backend(tensor)
+    if given is None:
+        if tensor.size != 1:
+            raise RuntimeError(
+                f"only a tensor of one element has a gradient of its own, this one has shape {tensor.shape}: "
+                f"reduce it first (.sum(), .mean()) or pass {argument}"
+            )
+        given = Tensor(backend.ones(tensor.shape, dtype=tensor.dtype))
+    elif not isinstance(given, Tensor):
+        given = Tensor(backend.asarray(given, dtype=tensor.dtype))
+    if given.shape != tensor.shape:
+        raise ValueError(f"{argument} must have the shape of its tensor, {tensor.shape}, got {given.shape}")
+    if given.backend != backend.name:
+        raise TypeError(
+            f"{argument} is on {given.backend}, its tensor on {backend.name}: move it with .to({backend.name!r})"
+        )
+    if given.dtype != tensor.dtype:
+        given = given.astype(tensor.dtype)
+    return given if as_tensor else given._data
+
+
+def _as_array(data: Any, dtype: Any = None) -> Array:
+    """``data`` as a raw array by the rules of `Tensor`."""
+    if isinstance(data, Tensor):
+        array = data._data
+    elif (backend := backend_of(data)) is not None:
+        array = data if type(data) in (np.ndarray, backend.array_type) else backend.asarray(data)
+    else:
+        try:
+            host = np.asarray(data)
+        except ValueError as error:
+            raise TypeError(f"cannot make a tensor of {type(data).__name__}: {error}") from None
+        if dtype is None and host.dtype == np.float64 and not isinstance(data, np.ndarray):
+            dtype = np.float32
+        array = host
+        if host.dtype.kind in "fiub":
+            array = get_backend().asarray(host, dtype=dtype)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"a tensor holds real numbers or bools, got {type(data).__name__} with dtype {array.dtype}")
+    if dtype is not None and array.dtype != dtype:
+        if np.dtype(dtype).kind not in "fiub":
+            raise TypeError(f"dtype must be a real or bool dtype, got {np.dtype(dtype)}")
+        array = array.astype(dtype)
+    return array
+
+
+from tinygrad_rnn import ops  # noqa: E402 - the one upward edge: a tensor's operators call operations
