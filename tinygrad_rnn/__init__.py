@@ -1,6 +1,24 @@
 """Recurrent networks in ordinary operations: a small reverse-mode automatic differentiation library."""
 
+from tinygrad_rnn import functional, nn, ops
 from tinygrad_rnn.backend import get_backend, set_backend, use_backend
 from tinygrad_rnn.ops import *
+from tinygrad_rnn.random import Generator, manual_seed
 from tinygrad_rnn.tape import no_grad
 from tinygrad_rnn.tensor import Tensor, grad
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Generator",
+    "Tensor",
+    "functional",
+    "get_backend",
+    "grad",
+    "manual_seed",
+    "nn",
+    "no_grad",
+    "set_backend",
+    "use_backend",
+]
+__all__ += ops.__all__

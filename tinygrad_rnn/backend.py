@@ -134,6 +134,12 @@ class Backend:
             result[index] = values
         return result
 
+    def check_range(self, indices: Array, limit: int, what: str) -> None:
+        """Raise IndexError unless all ``indices`` are in [0, limit).
+
+        Only where looking at them is free: on a device it would mean to wait for all that was started before.
+        """
+
     def add_at(self, array: Array, index: tuple[Any, ...], values: Array) -> None:
         """Add ``values`` into ``array`` at ``index``; repeated indices add up."""
         self.library.add.at(array, index, values)
@@ -169,6 +175,11 @@ class _NumPy(Backend):
             np.exp(out, out)
         np.add(out, _ONE.get(out.dtype, 1), out)
         return np.reciprocal(out, out)
+
+    def check_range(self, indices: Array, limit: int, what: str) -> None:
+        if indices.size and (indices.min() < 0 or indices.max() >= limit):
+            wrong = indices[(indices < 0) | (indices >= limit)]
+            raise IndexError(f"{what} must be from 0 to {limit - 1}, got {wrong.ravel()[0]}")
 
     def add_at(self, array: Array, index: tuple[Any, ...], values: Array) -> None:
         rows = index[0] if len(index) == 1 else None

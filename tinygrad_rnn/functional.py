@@ -1,0 +1,337 @@
+"""What is composed of operations: activations, layers without state, losses. Arguments and values are PyTorch's.
+
+Where PyTorch says ``dim``, these say ``axis``, as all array functions here do.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from tinygrad_rnn import ops
+from tinygrad_rnn.random import Generator, default_generator
+from tinygrad_rnn.tensor import Tensor, _backend, _name
+
+Reduction: TypeAlias = Literal["none", "mean", "sum"]
+
+__all__ = [
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "dropout",
+    "elu",
+    "embedding",
+    "gelu",
+    "huber_loss",
+    "l1_loss",
+    "layer_norm",
+    "leaky_relu",
+    "linear",
+    "log_softmax",
+    "mse_loss",
+    "nll_loss",
+    "prelu",
+    "relu",
+    "silu",
+    "softmax",
+    "softplus",
+]
+
+
+def relu(x: Tensor) -> Tensor:
+    """``max(x, 0)``; the gradient at 0 is 0."""
+    return ops.where(x <= 0, 0.0, x)
+
+
+def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """``x`` where it is positive, elsewhere ``negative_slope * x``; the gradient at 0 is the slope."""
+    return ops.where(x > 0, x, negative_slope * x)
+
+
+def prelu(x: Tensor, weight: Tensor) -> Tensor:
+    """`leaky_relu` with a learned slope (He et al. 2015).
+
+    Parameters
+    ----------
+    x
+        Shape (N, C, ...), or (C,).
+    weight
+        Shape (1,) or (C,): one slope, or one a channel.
+    """
+    channels = x.shape[min(1, x.ndim - 1)] if x.ndim else 1
+    if weight.shape not in ((), (1,), (channels,)):
+        raise ValueError(
+            f"prelu: weight must have shape (1,) or ({channels},) for x of shape {x.shape}, got {weight.shape}"
+        )
+    if x.ndim > 2 and weight.size > 1:
+        weight = weight.reshape((channels, *[1] * (x.ndim - 2)))
+    return ops.where(x > 0, x, weight * x)
+
+
+def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    """``x`` where it is positive, elsewhere ``alpha * (exp(x) - 1)`` (Clevert et al. 2016)."""
+    return ops.where(x > 0, x, alpha * ops.expm1(ops.where(x > 0, 0.0, x)))
+
+
+def gelu(x: Tensor, approximate: Literal["none", "tanh"] = "none") -> Tensor:
+    """``x`` times the normal distribution function at ``x`` (Hendrycks & Gimpel 2016), or its approximation by tanh."""
+    if approximate == "none":
+        return 0.5 * x * (1 + ops.erf(x * 0.7071067811865476))
+    if approximate != "tanh":
+        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+    return 0.5 * x * (1 + ops.tanh(0.7978845608028654 * (x + 0.044715 * (x * x * x))))
+
+
+def silu(x: Tensor) -> Tensor:
+    """``x * sigmoid(x)``."""
+    return x * ops.sigmoid(x)
+
+
+def softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """``log(1 + exp(beta * x)) / beta``, and ``x`` itself where ``beta * x`` is above ``threshold``."""
+    large = x * beta > threshold
+    return ops.where(large, x, ops.log1p(ops.exp(ops.where(large, 0.0, x * beta))) / beta)
+
+
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """``exp(x)``, scaled to sum to 1 along ``axis``."""
+    return ops.exp(log_softmax(x, axis))
+
+
+def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
+    """Logarithm of `softmax`."""
+    return x - ops.logsumexp(x, axis, True)
+
+
+def dropout(x: Tensor, p: float = 0.5, training: bool = True, generator: Generator | None = None) -> Tensor:
+    """In training, set each element to 0 with probability ``p`` and divide the others by ``1 - p``."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: p must be from 0 to 1, got {p}")
+    if not training or p == 0:
+        return x
+    mask = default_generator(generator).keep_mask(1 - p, like=x)
+    return x * (mask if p == 1 else mask * (1 / (1 - p)))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``.
+
+    Parameters
+    ----------
+    x
+        Shape (..., inputs).
+    weight
+        Shape (outputs, inputs).
+    bias
+        Shape (outputs,).
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit.
+    TypeError
+        If ``x`` and ``weight`` differ in dtype: nothing is widened or narrowed in silence.
+    """
+    if not x.ndim or x.shape[-1] != weight.shape[-1]:
+        raise ValueError(
+            f"{_name(weight)} takes inputs of {weight.shape[-1]} features, got an input of shape {x.shape}"
+        )
+    if x.dtype != weight.dtype:
+        raise TypeError(
+            f"{_name(weight)} is {weight.dtype} and the input is {x.dtype}: "
+            f"convert the input, x.astype({str(weight.dtype)!r}), or the module, module.to(dtype={str(x.dtype)!r})"
+        )
+    product = x @ weight.T
+    return product if bias is None else product + bias
+
+
+def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+    """Rows of ``weight``, shape (num_embeddings, embedding_dim), at ``indices``, of any shape.
+
+    Rows at ``padding_idx`` get no gradient.
+    """
+    indices = indices if isinstance(indices, Tensor) else Tensor(indices)
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"embedding: indices must be ints, got dtype {indices.dtype}")
+    _backend(indices).check_range(indices._data, weight.shape[0], "embedding: indices")
+    rows = weight[indices]
+    if padding_idx is None:
+        return rows
+    padding = ops.expand_dims(indices == padding_idx % weight.shape[0], -1)
+    return ops.where(padding, rows.detach(), rows)
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: int | tuple[int, ...],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Shift and scale the last axes, of shape ``normalized_shape``, to mean 0 and variance 1 (Ba et al. 2016)."""
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if x.shape[x.ndim - len(shape) :] != shape:
+        raise ValueError(f"layer_norm: x must end in shape {shape}, got {x.shape}")
+    axes = tuple(range(-len(shape), 0))
+    centred = x - ops.mean(x, axes, True)
+    out = centred / ops.sqrt(ops.mean(ops.square(centred), axes, True) + eps)
+    if weight is not None:
+        out = out * weight
+    return out if bias is None else out + bias
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Negative log-likelihood of classes under the softmax of their scores, in nats.
+
+    Parameters
+    ----------
+    input
+        Scores, shape (N, C, ...), or (C,).
+    target
+        Class indices, shape (N, ...) or (), or class probabilities, of the shape of ``input``.
+    weight
+        A weight for each class, shape (C,). With class indices the mean is over these weights.
+    ignore_index
+        Targets of this index count for nothing.
+    reduction
+        ``"mean"``, ``"sum"``, or ``"none"`` for a loss for each target.
+    label_smoothing
+        The share of each target that is spread evenly over all classes (Szegedy et al. 2016), from 0 to 1.
+    """
+    _check_reduction("cross_entropy", reduction)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: label_smoothing must be from 0 to 1, got {label_smoothing}")
+    target = target if isinstance(target, Tensor) else Tensor(target)
+    axis = _class_axis("cross_entropy", input, weight)
+    classes = input.shape[axis]
+    if target.dtype.kind == "f":
+        if target.shape != input.shape:
+            raise ValueError(f"cross_entropy: class probabilities must have shape {input.shape}, got {target.shape}")
+        if label_smoothing:
+            target = target * (1 - label_smoothing) + label_smoothing / classes
+        if weight is not None:
+            target = target * _along(weight, axis, input.ndim)
+        losses = -ops.sum(target * log_softmax(input, axis), axis)
+        return ops.sum(losses) / max(losses.size, 1) if reduction == "mean" else _reduce(losses, reduction)
+    total = ops.logsumexp(input, axis)
+    losses, weights = _picked("cross_entropy", total, input, target, weight, ignore_index, axis)
+    if label_smoothing:
+        if weight is None:
+            spread = total - ops.mean(input, axis)
+        else:
+            per_class = _along(weight, axis, input.ndim)
+            spread = ops.mean(per_class * (ops.expand_dims(total, axis) - input), axis)
+        spread = ops.where(target == ignore_index, 0.0, spread)
+        losses = (1 - label_smoothing) * losses + label_smoothing * spread
+    return ops.sum(losses) / ops.sum(weights) if reduction == "mean" else _reduce(losses, reduction)
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """`cross_entropy` of log-probabilities, as `log_softmax` gives them, and class indices."""
+    _check_reduction("nll_loss", reduction)
+    target = target if isinstance(target, Tensor) else Tensor(target)
+    axis = _class_axis("nll_loss", input, weight)
+    losses, weights = _picked("nll_loss", 0.0, input, target, weight, ignore_index, axis)
+    return ops.sum(losses) / ops.sum(weights) if reduction == "mean" else _reduce(losses, reduction)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """Negative log-likelihood of ``target``, from 0 to 1, under ``sigmoid(input)``, element by element, in nats.
+
+    ``weight`` scales every loss, ``pos_weight`` the part of it that belongs to a target of 1; both broadcast.
+    """
+    _same_shape("binary_cross_entropy_with_logits", input, target, reduction)
+    minus_log_sigmoid = ops.maximum(-input, 0.0) + ops.log1p(ops.exp(-ops.abs(input)))
+    positive = minus_log_sigmoid if pos_weight is None else (1 + (pos_weight - 1) * target) * minus_log_sigmoid
+    losses = (1 - target) * input + positive
+    return _reduce(losses if weight is None else losses * weight, reduction)
+
+
+def mse_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Squared error."""
+    _same_shape("mse_loss", input, target, reduction)
+    return _reduce(ops.square(input - target), reduction)
+
+
+def l1_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Absolute error."""
+    _same_shape("l1_loss", input, target, reduction)
+    return _reduce(ops.abs(input - target), reduction)
+
+
+def huber_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean", delta: float = 1.0) -> Tensor:
+    """Half the squared error, and beyond an error of ``delta`` the line that continues it (Huber 1964)."""
+    if delta <= 0:
+        raise ValueError(f"huber_loss: delta must be positive, got {delta}")
+    _same_shape("huber_loss", input, target, reduction)
+    error = ops.abs(input - target)
+    return _reduce(ops.where(error <= delta, 0.5 * ops.square(error), delta * (error - 0.5 * delta)), reduction)
+
+
+def _check_reduction(name: str, reduction: str) -> None:
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"{name}: reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+
+
+def _same_shape(name: str, input: Tensor, target: Tensor, reduction: str) -> None:
+    _check_reduction(name, reduction)
+    if input.shape != target.shape:
+        raise ValueError(f"{name}: input and target must have one shape, got {input.shape} and {target.shape}")
+
+
+def _reduce(losses: Tensor, reduction: str) -> Tensor:
+    return ops.mean(losses) if reduction == "mean" else ops.sum(losses) if reduction == "sum" else losses
+
+
+def _class_axis(name: str, input: Tensor, weight: Tensor | None) -> int:
+    if not input.ndim:
+        raise ValueError(f"{name}: input must have shape (N, C, ...) or (C,), got a 0-d tensor")
+    axis = min(1, input.ndim - 1)
+    if weight is not None and weight.shape != (input.shape[axis],):
+        raise ValueError(f"{name}: weight must have shape ({input.shape[axis]},), got {weight.shape}")
+    return axis
+
+
+def _along(weight: Tensor, axis: int, ndim: int) -> Tensor:
+    return weight.reshape(tuple(-1 if a == axis else 1 for a in range(ndim)))
+
+
+def _picked(
+    name: str,
+    total: Tensor | float,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    axis: int,
+) -> tuple[Tensor, Tensor]:
+    """``total`` less each target's score, weighted, and the weights; both 0 where the target is ignored."""
+    expected = input.shape[:axis] + input.shape[axis + 1 :]
+    if target.dtype.kind not in "iu" or target.shape != expected:
+        raise ValueError(
+            f"{name}: input of shape {input.shape} takes class indices of shape {expected}, "
+            f"got shape {target.shape} and dtype {target.dtype}"
+        )
+    counted = target != ignore_index
+    target = ops.where(counted, target, 0)
+    _backend(target).check_range(target._data, input.shape[axis], f"{name}: target")
+    scores = ops.squeeze(ops.take_along_axis(input, ops.expand_dims(target, axis), axis), axis)
+    weights = counted.astype(input.dtype) if weight is None else ops.where(counted, weight[target], 0.0)
+    return ops.where(counted, total - scores, 0.0) * weights, weights

@@ -1,0 +1,202 @@
+"""Recurrent cells: one step of a network that carries a state.
+
+Every cell is called ``y, state = cell(x, state)``, with ``x`` of shape (batch, input_size) and ``y`` of shape
+(batch, hidden_size). This is the one place where we differ from PyTorch, whose cells return the state alone: it lets
+any cell run in any loop. Parameters, their shapes and the order of the gates are PyTorch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.functional import linear, relu
+from tinygrad_rnn.nn import init
+from tinygrad_rnn.nn.module import Module, Parameter
+from tinygrad_rnn.ops import sigmoid, split, tanh, zeros
+from tinygrad_rnn.random import Generator
+from tinygrad_rnn.tensor import Tensor, _backend
+
+
+class Cell(Module):
+    """What the cells of this file share: two weights and two biases, with the gates stacked along the first axis.
+
+    Parameters
+    ----------
+    input_size, hidden_size
+        Number of features of the input and of the state.
+    bias
+        Whether there are biases.
+    dtype
+        Of the parameters, and so of inputs and state.
+    generator
+        Where the initial values come from.
+
+    Attributes
+    ----------
+    weight_ih
+        Shape (gates * hidden_size, input_size); initially Glorot-uniform for each gate (Glorot & Bengio 2010).
+    weight_hh
+        Shape (gates * hidden_size, hidden_size); initially orthogonal for each gate (Saxe et al. 2014).
+    bias_ih, bias_hh
+        Shape (gates * hidden_size,), or None; initially 0. Only their sum matters: there are two because PyTorch has
+        two, and together they learn at twice the rate of one.
+    """
+
+    gates: int
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        dtype: Any = np.float32,
+        generator: Generator | None = None,
+    ) -> None:
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if size < 1:
+                raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {size}")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        rows = self.gates * hidden_size
+        bound = (6 / (input_size + hidden_size)) ** 0.5
+        self.weight_ih = init.uniform_(Parameter(zeros((rows, input_size), dtype)), -bound, bound, generator)
+        weight_hh = Parameter(zeros((rows, hidden_size), dtype))
+        self.weight_hh = init.orthogonal_(weight_hh, blocks=self.gates, generator=generator)
+        self.bias_ih = Parameter(zeros(rows, dtype)) if bias else None
+        self.bias_hh = Parameter(zeros(rows, dtype)) if bias else None
+
+    def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """One step.
+
+        Parameters
+        ----------
+        x
+            Shape (batch, input_size).
+        state
+            As `init_state` makes it, which is what None stands for.
+
+        Returns
+        -------
+        The output, shape (batch, hidden_size), and the next state.
+        """
+        if x.ndim != 2 or x.shape[1] != self.input_size:
+            raise ValueError(f"{type(self).__name__}: x must have shape (batch, {self.input_size}), got {x.shape}")
+        if state is None:
+            state = self.init_state(x.shape[0])
+        expected = (x.shape[0], self.hidden_size)
+        for tensor in state if isinstance(state, tuple) else (state,):
+            if tensor.shape != expected:
+                raise ValueError(
+                    f"{type(self).__name__}: the state must have shape {expected} beside x of shape {x.shape}, "
+                    f"got {tensor.shape}"
+                )
+        return self.forward(x, state)  # type: ignore[no-any-return]
+
+    def init_state(self, batch: int) -> Any:
+        """A state of zeros for ``batch`` sequences, of the parameters' dtype and on their backend."""
+        return self._zeros(batch)
+
+    def _zeros(self, batch: int) -> Tensor:
+        return Tensor(_backend(self.weight_hh).zeros((batch, self.hidden_size), dtype=self.weight_hh.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias_ih is not None else ", bias=False")
+
+
+class RNNCell(Cell):
+    """The simple recurrent network (Elman 1990): ``h' = f(W_ih x + b_ih + W_hh h + b_hh)``.
+
+    ``nonlinearity`` is ``"tanh"``, ``"relu"``, or any function of a tensor. The state is ``h``, and so is the output.
+    """
+
+    gates = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str | Callable[[Tensor], Tensor] = "tanh",
+        dtype: Any = np.float32,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, dtype, generator)
+        named = {"tanh": tanh, "relu": relu}
+        if isinstance(nonlinearity, str) and nonlinearity not in named:
+            raise ValueError(f"nonlinearity must be 'tanh', 'relu' or a function, got {nonlinearity!r}")
+        self.nonlinearity = named[nonlinearity] if isinstance(nonlinearity, str) else nonlinearity
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.nonlinearity(linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh))
+        return h, h
+
+
+class GRUCell(Cell):
+    """The gated recurrent unit (Cho et al. 2014), with the reset gate after the product, as in cuDNN and PyTorch.
+
+    ::
+
+        r  = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
+        z  = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
+        n  = tanh(W_in x + b_in + r * (W_hn h + b_hn))
+        h' = (1 - z) * n + z * h
+
+    Gates are stacked in the order r, z, n. The state is ``h``, and so is the output.
+    """
+
+    gates = 3
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        r_x, z_x, n_x = split(linear(x, self.weight_ih, self.bias_ih), 3, axis=-1)
+        r_h, z_h, n_h = split(linear(h, self.weight_hh, self.bias_hh), 3, axis=-1)
+        r = sigmoid(r_x + r_h)
+        z = sigmoid(z_x + z_h)
+        n = tanh(n_x + r * n_h)
+        h = n + z * (h - n)
+        return h, h
+
+
+class LSTMCell(Cell):
+    """Long short-term memory (Hochreiter & Schmidhuber 1997) with a forget gate (Gers et al. 2000).
+
+    ::
+
+        i  = sigmoid(W_ii x + b_ii + W_hi h + b_hi)
+        f  = sigmoid(W_if x + b_if + W_hf h + b_hf)
+        g  = tanh(W_ig x + b_ig + W_hg h + b_hg)
+        o  = sigmoid(W_io x + b_io + W_ho h + b_ho)
+        c' = f * c + i * g
+        h' = o * tanh(c')
+
+    Gates are stacked in the order i, f, g, o. The state is the pair (h, c), the output is h. The forget gate's part of
+    ``bias_ih`` is initially 1, so that memory lasts before anything is learned (Jozefowicz et al. 2015).
+    """
+
+    gates = 4
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        dtype: Any = np.float32,
+        generator: Generator | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, dtype, generator)
+        if self.bias_ih is not None:
+            self.bias_ih._data[hidden_size : 2 * hidden_size] = 1
+
+    def init_state(self, batch: int) -> tuple[Tensor, Tensor]:
+        """A pair (h, c) of zeros for ``batch`` sequences."""
+        return self._zeros(batch), self._zeros(batch)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        h, c = state
+        gates = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh)
+        i, f, g, o = split(gates, 4, axis=-1)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h = sigmoid(o) * tanh(c)
+        return h, (h, c)

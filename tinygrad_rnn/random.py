@@ -1,0 +1,103 @@
+"""Random numbers that can be saved, and drawn again.
+
+A generator is two integers, a seed and how often it was drawn from. Each draw is a stream of its own, keyed by both
+(Philox, Salmon et al. 2011), so a checkpoint keeps two numbers and a resumed run goes on to the same bits, on any
+backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.backend import Backend, get_backend
+from tinygrad_rnn.tensor import Tensor
+
+Shape = int | tuple[int, ...]
+
+
+class Generator:
+    """A source of random tensors on the current backend.
+
+    Parameters
+    ----------
+    seed
+        From 0 to 2**63 - 1.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = _checked(seed)
+        self.counter = 0
+
+    def __repr__(self) -> str:
+        return f"Generator(seed={self.seed}, counter={self.counter})"
+
+    def next_key(self) -> tuple[int, int]:
+        """The key of the next draw; a backend makes numbers of it."""
+        self.counter += 1
+        return self.seed, self.counter
+
+    def uniform(self, shape: Shape = (), low: float = 0.0, high: float = 1.0, dtype: Any = np.float32) -> Tensor:
+        """Numbers spread evenly over [low, high)."""
+        numbers = get_backend().uniform(self.next_key(), _tuple(shape), dtype)
+        return Tensor(numbers * (high - low) + low)
+
+    def normal(self, shape: Shape = (), mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32) -> Tensor:
+        """Normally distributed numbers."""
+        return Tensor(get_backend().normal(self.next_key(), _tuple(shape), dtype) * std + mean)
+
+    def integers(self, low: int, high: int, shape: Shape = ()) -> Tensor:
+        """Integers from ``low`` up to, without, ``high``."""
+        if high <= low:
+            raise ValueError(f"integers needs low < high, got {low} and {high}")
+        backend = get_backend()
+        numbers = backend.uniform(self.next_key(), _tuple(shape), np.float64)
+        return Tensor(backend.asarray(backend.floor(numbers * (high - low)) + low, dtype=np.int64))
+
+    def permutation(self, n: int) -> Tensor:
+        """The integers below ``n`` in random order."""
+        backend = get_backend()
+        return Tensor(backend.argsort(backend.uniform(self.next_key(), (n,), np.float64)))
+
+    def keep_mask(self, keep: float, like: Tensor) -> Tensor:
+        """1 with probability ``keep``, else 0, of the shape, dtype and backend of ``like``."""
+        backend: Backend = get_backend(like.backend)
+        numbers = backend.uniform(self.next_key(), like.shape, np.float32)
+        return Tensor(backend.astype(numbers < keep, like.dtype))
+
+    def state_dict(self) -> dict[str, int]:
+        """The two integers."""
+        return {"seed": self.seed, "counter": self.counter}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from where `state_dict` was taken."""
+        seed, counter = _checked(state["seed"]), int(state["counter"])
+        self.seed, self.counter = seed, counter
+
+
+def manual_seed(seed: int) -> Generator:
+    """Start the default generator, which everything random uses that is given no ``generator``, from ``seed``."""
+    _default.load_state_dict({"seed": seed, "counter": 0})
+    return _default
+
+
+def default_generator(generator: Generator | None = None) -> Generator:
+    """``generator``, or the default one."""
+    return _default if generator is None else generator
+
+
+def _checked(seed: int) -> int:
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
+        raise TypeError(f"seed must be an int, got {type(seed).__name__}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be from 0 to 2**63 - 1, got {seed}")
+    return int(seed)
+
+
+def _tuple(shape: Shape) -> tuple[int, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
+_default = Generator(int(np.random.SeedSequence().generate_state(1, np.uint32)[0]))
