@@ -345,7 +345,8 @@ def _define() -> None:
     for name, function in OPERATORS.items():
         setattr(StrictArray, f"__{name}__", binary(function, reflected=False))
         setattr(StrictArray, f"__r{name}__", binary(function, reflected=True))
-        setattr(StrictArray, f"__i{name}__", in_place(function))
+        if name != "matmul":
+            setattr(StrictArray, f"__i{name}__", in_place(function))
     for name, function in COMPARISONS.items():
         setattr(StrictArray, f"__{name}__", binary(function, reflected=False))
     for name, function in UNARY_OPERATORS.items():
