@@ -7,6 +7,7 @@ backend.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,4 +101,4 @@ def _tuple(shape: Shape) -> tuple[int, ...]:
     return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
-_default = Generator(int(np.random.SeedSequence().generate_state(1, np.uint32)[0]))
+_default = Generator(int.from_bytes(os.urandom(7)))

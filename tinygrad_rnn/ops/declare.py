@@ -16,6 +16,7 @@ A VJP names what it reads, after ``F`` and the result's cotangent ``g``: ``out``
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
 from operator import itemgetter
@@ -69,7 +70,7 @@ class Rule:
         self.forward = forward
         self.vjps = vjps
         self.elementwise = elementwise
-        self.variadic = bool(code.co_flags & 0x04)  # inspect.CO_VARARGS, without importing inspect
+        self.variadic = bool(code.co_flags & inspect.CO_VARARGS)
         # Operands are positional-only; static arguments follow, by keyword alone where there are ``*operands``.
         fixed = code.co_varnames[1 : code.co_posonlyargcount]
         if self.variadic:
@@ -112,18 +113,12 @@ class Rule:
             array = next(g for g in cotangent if g is not None) if type(cotangent) is list else cotangent
             F = BY_TYPE.get(type(array), NUMPY)  # a NumPy scalar is on no backend
             if plan.tensors:
-                values = list(values)
-                for position in plan.tensors:
-                    value = values[position]
-                    if isinstance(value, Tensor):
-                        if value._base is not None or value._node is None:
-                            _check(value, node)
-                        values[position] = value._data
-                    elif type(value) is Operands:
-                        _check(value, node)
-                        values[position] = [item._data for item in value]
-        if plan.joint is None and asked is None:
-            return [vjp(F, cotangent, *reads(values)) for vjp, reads in plan.calls]
+                values = _arrays(values, plan.tensors, node)
+        if asked is None:
+            if plan.only is not None:
+                return (plan.only(F, cotangent, *values),)
+            if plan.joint is None:
+                return [vjp(F, cotangent, *reads(values)) for vjp, reads in plan.calls]
         pulled = [
             vjp(F, cotangent, *reads(values)) if asked is None or parent in asked else None
             for parent, (vjp, reads) in zip(node.parents, plan.calls, strict=False)
@@ -148,6 +143,8 @@ class Plan:
         For each of the other operands that need a gradient: the VJP, and which of the kept values it reads.
     joint
         The same for the rest together, None if none of them needs one.
+    only
+        The VJP if there is but one, which then reads all that is kept; else None.
     keeps
         Which of the rule's ``readable`` values are kept, and ``pick``, which picks them.
     tensors
@@ -156,7 +153,7 @@ class Plan:
         Where the result is among them, -1 if it is not.
     """
 
-    __slots__ = ("calls", "indices", "joint", "keeps", "out", "pick", "rest", "tensors")
+    __slots__ = ("calls", "indices", "joint", "keeps", "only", "out", "pick", "rest", "tensors")
 
     def __init__(self, rule: Rule, needed: int) -> None:
         limit = rule.fixed if rule.variadic else len(rule.operands)
@@ -169,6 +166,7 @@ class Plan:
         calls = tuple((vjp, _picker(tuple(names.index(name) for name in _reads(vjp)))) for vjp in vjps)
         self.joint = calls[-1] if self.rest else None
         self.calls = calls[:-1] if self.rest else calls
+        self.only = vjps[0] if len(vjps) == 1 and not self.rest else None
         self.keeps = _OUT if names == ("out",) else tuple(rule.readable.index(name) for name in names)
         self.pick = _picker(self.keeps)
         self.tensors = tuple(i for i, name in enumerate(names) if name in rule.operands)
@@ -240,20 +238,31 @@ def _public(rule: Rule, run: Callable[..., Any]) -> Callable[..., Any]:
     def with_params(*args: Any, **named: Any) -> Any:
         return run(rule, args[:arity], _bind(rule, args[arity:], named))
 
+    def unary_with_params(x: Any, *args: Any, **named: Any) -> Any:
+        params = _bind(rule, args, named)
+        if isinstance(x, Tensor):
+            raw = x._data
+            F = BY_TYPE[type(raw)]
+            return _result(rule, (x,), (raw,), params, x.requires_grad, forward(F, raw, *params), F)
+        return apply(rule, (x,), params)
+
     forward = rule.forward
     call: Callable[..., Any]
     if rule.variadic:
         call = variadic
     elif rule.params:
         call = with_params
+        if arity == 1 and run is apply:
+            call = unary_with_params
     else:  # the short way for the commonest calls; `apply` does the same for any
         short: dict[int, Callable[..., Any]] = {1: unary, 2: binary}
         call = short.get(arity, plain) if run is apply else plain
-    update_wrapper(call, rule.forward)
-    code = rule.forward.__code__
-    call.__annotations__ = {name: kind for name, kind in call.__annotations__.items() if name != code.co_varnames[0]}
-    call.__annotations__["return"] = "Tensor" if run is apply else "list[Tensor]"
+    update_wrapper(call, forward)
     del call.__wrapped__  # type: ignore[attr-defined]
+    _, *arguments = inspect.signature(forward).parameters.values()
+    returns = "Tensor" if run is apply else "list[Tensor]"
+    call.__signature__ = inspect.Signature(arguments, return_annotation=returns)  # type: ignore[attr-defined]
+    call.__annotations__ = {argument.name: argument.annotation for argument in arguments} | {"return": returns}
     return call
 
 
@@ -403,15 +412,17 @@ def _node(
         if not rule.variadic:  # of those there would be as many as ways to call them
             rule.plans[needed] = plan
     parents: list[tape.Parent] = []
+    dtype = out.dtype
+    shape = out.shape if rule.elementwise else None
     for index in plan.indices:
         operand = operands[index]
         raw = raws[index]
         parent: tape.Parent = operand._node
         if parent is None:
             parent = operand
-        if raw.dtype is not out.dtype and raw.dtype != out.dtype:
+        if raw.dtype is not dtype and raw.dtype != dtype:
             parent = Node(CAST, (parent,), CAST_PLAN, (raw.dtype,))
-        if rule.elementwise and raw.shape != out.shape:
+        if shape is not None and raw.shape != shape:
             parent = Node(BROADCAST, (parent,), BROADCAST_PLAN, (raw.shape,))
         parents.append(parent)
     if not plan.keeps:
@@ -428,6 +439,21 @@ def _node(
     else:
         kept = plan.pick((out, *operands, *params))
     return Node(rule, tuple(parents), plan, kept)
+
+
+def _arrays(values: tuple[Any, ...], positions: tuple[int, ...], node: Node) -> list[Any]:
+    """``values`` with the operands at ``positions`` as raw arrays."""
+    arrays = list(values)
+    for position in positions:
+        value = arrays[position]
+        if isinstance(value, Tensor):
+            if value._node is None or value._base is not None:
+                _check(value, node)
+            arrays[position] = value._data
+        elif type(value) is Operands:
+            _check(value, node)
+            arrays[position] = [item._data for item in value]
+    return arrays
 
 
 def _check(value: Any, node: Node) -> None:

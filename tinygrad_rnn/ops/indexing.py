@@ -27,9 +27,14 @@ __all__ = [
 ]
 
 
+@operation(x=lambda F, g, x_shape, index: F.place(g, shape=x_shape, index=index))
+def _slice(F: Any, x: Operand, /, index: Any) -> Array:
+    return x[index]
+
+
 @operation(x=lambda F, g, arrays, x_shape, index: F.place(g, *arrays, shape=x_shape, index=index))
-def _getitem(F: Any, x: Operand, /, *arrays: Operand, index: tuple[Any, ...]) -> Array:
-    return x[fill(index, arrays) if arrays else index]
+def _gather(F: Any, x: Operand, /, *arrays: Operand, index: tuple[Any, ...]) -> Array:
+    return x[fill(index, arrays)]
 
 
 @operation(
@@ -40,10 +45,15 @@ def place(F: Any, values: Operand, /, *arrays: Operand, shape: tuple[int, ...], 
     return F.place(values, *arrays, shape=shape, index=index)
 
 
+_BASIC = frozenset({int, slice, type(None), type(Ellipsis)})
+
+
 def getitem(x: Tensor, index: Any) -> Tensor:
     """``x[index]``: ints, slices, None, ..., and arrays or tensors of ints or bools, as in NumPy."""
+    if type(index) in _BASIC or (type(index) is tuple and all(type(item) in _BASIC for item in index)):
+        return _slice(x, index)
     static, arrays = _parted(index)
-    return _getitem(x, *arrays, index=static)
+    return _gather(x, *arrays, index=static) if arrays else _slice(x, static)
 
 
 def _parted(index: Any) -> tuple[tuple[Any, ...], list[Any]]:
@@ -70,7 +80,7 @@ def scatter_add(x: Tensor, index: Any, values: Tensor) -> Tensor:
     x = x if isinstance(x, Tensor) else Tensor(x)
     values = values if isinstance(values, Tensor) else Tensor(values, dtype=x.dtype)
     static, arrays = _parted(index)
-    expected = _getitem(x.detach(), *arrays, index=static).shape
+    expected = getitem(x.detach(), index).shape
     if values.shape != expected:
         raise ValueError(f"scatter_add: values must have the shape of x[index], {expected}, got {values.shape}")
     return add(x, place(values, *arrays, shape=x.shape, index=static))

@@ -184,6 +184,8 @@ def unstack(F: Any, x: Operand, /, axis: int = 0) -> list[Array]:
 
 
 def _filled(F: Any, cotangents: list[Any]) -> list[Any]:
+    if all(g is not None for g in cotangents):
+        return cotangents
     zero = next(F.zeros_like(g) for g in cotangents if g is not None)
     return [zero if g is None else g for g in cotangents]
 
