@@ -12,6 +12,7 @@ CuPy wraps it round.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,11 @@ class StrictArray:
     @property
     def base(self) -> StrictArray | None:
         return None if self._host.base is None else StrictArray(np.asarray(self._host.base))
+
+    @property
+    def flags(self) -> SimpleNamespace:
+        flags = self._host.flags
+        return SimpleNamespace(c_contiguous=flags.c_contiguous, f_contiguous=flags.f_contiguous, owndata=flags.owndata)
 
     @property
     def T(self) -> StrictArray:

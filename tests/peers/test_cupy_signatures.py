@@ -109,6 +109,7 @@ def test_everything_else_that_the_array_has() -> None:
     assert [name for name in own - bookkeeping if not hasattr(cupy.ndarray, name)] == []
     accepts("dtype * copy", method_signature(cupy.ndarray.astype))
     assert cupy.ndarray.__hash__ is None
+    assert all(hasattr(cupy._core.flags.Flags, name) for name in vars(strict.asarray(0).flags))
     assert not hasattr(cupy.ndarray, "__index__")
 
 
