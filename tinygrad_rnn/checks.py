@@ -223,7 +223,7 @@ def _contradiction_in_call(
     node = outputs[0]._node if outputs else None
     if node is None or not any(_needs(leaf) for leaf in leaves):
         return ""
-    run = apply_with_results if node.rule.selects else apply
+    run = apply_with_results if node.plan is tape.SELECT else apply
     labels = [f"operand {i}" for i in range(len(leaves))]
     try:
         return _contradiction(lambda *xs: run(rule, xs, params), leaves, labels, *tolerances)

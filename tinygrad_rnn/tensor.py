@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
+from weakref import ref
 
 import numpy as np
 
@@ -33,12 +34,13 @@ class Tensor:
         If ``data`` does not hold real numbers or bools, or ``requires_grad`` is asked of ints or bools.
     """
 
-    __slots__ = ("__weakref__", "_base", "_data", "_node", "_written", "grad", "requires_grad")
+    __slots__ = ("__weakref__", "_base", "_data", "_node", "_shared", "_written", "grad", "requires_grad")
     __array_ufunc__ = None  # so that NumPy's operators leave ``array + tensor`` to us
 
     _data: Array
     _node: tape.Node | None  # None for leaves
     _base: Tensor | None  # the leaf whose memory this tensor is a view of
+    _shared: ref[tape.Node] | None  # see ops.declare.shared
     _written: int  # when an optimizer or load_state_dict last wrote to the data, by the tape's clock
     requires_grad: bool
     grad: Tensor | None
@@ -77,10 +79,7 @@ class Tensor:
 
     @property
     def _made_by(self) -> str:
-        node = self._node
-        while node is not None and node.rule.selects and node.parents:
-            node = node.parents[0]
-        return "" if node is None else str(node.rule.name)
+        return "" if self._node is None else str(self._node.rule.name)
 
     @property
     def backend(self) -> str:
@@ -110,7 +109,7 @@ class Tensor:
     @property
     def T(self) -> Tensor:
         """The tensor with its axes reversed."""
-        return ops.transpose(self)
+        return declare.transposed(self)
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The data as a NumPy array: the same memory on NumPy, a copy on the host from elsewhere."""
@@ -403,10 +402,14 @@ def grad(
     return gradients[0] if single else tuple(gradients)
 
 
+_new = object.__new__  # a third of the time that calling a class takes
+
+
 def _init(tensor: Tensor, array: Array) -> None:
     tensor._data = array
     tensor._node = None
     tensor._base = None
+    tensor._shared = None
     tensor._written = 0
     tensor.requires_grad = False
     tensor.grad = None
@@ -414,10 +417,11 @@ def _init(tensor: Tensor, array: Array) -> None:
 
 def _wrap(array: Array, node: tape.Node | None = None) -> Tensor:
     """A tensor around a raw array, as fast as can be."""
-    tensor = Tensor.__new__(Tensor)
+    tensor = _new(Tensor)
     tensor._data = array
     tensor._node = node
     tensor._base = None
+    tensor._shared = None
     tensor._written = 0
     tensor.requires_grad = node is not None
     tensor.grad = None
@@ -441,9 +445,9 @@ def _name(tensor: Tensor) -> str:
 
 
 def _own(leaf: Tensor, cotangent: Array, handed_out: set[int]) -> Array:
-    """``cotangent`` as an array that shares no memory with another gradient."""
+    """``cotangent`` as an array in C order that shares no memory with another gradient."""
     array = _backend(leaf).asarray(cotangent)
-    if array.base is not None or id(cotangent) in handed_out:
+    if array.base is not None or id(cotangent) in handed_out or not array.flags.c_contiguous:
         return array.copy()
     handed_out.add(id(cotangent))
     return array
@@ -497,3 +501,4 @@ def _as_array(data: Any, dtype: Any = None) -> Array:
 
 
 from tinygrad_rnn import ops  # noqa: E402 - the one upward edge: a tensor's operators call operations
+from tinygrad_rnn.ops import declare  # noqa: E402

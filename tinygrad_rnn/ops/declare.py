@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import update_wrapper
 from operator import itemgetter
 from typing import Any, Concatenate, ParamSpec, TypeAlias
+from weakref import ref
 
 import numpy as np
 
@@ -37,6 +38,8 @@ TENSORS: Any = None  # the namespace of operations on tensors; ops/__init__.py p
 
 MODE = tape.MODE.get
 Node = tape.Node
+record = tape.record
+SELECT = tape.SELECT
 _OUT = (0,)  # a plan that keeps the result alone
 _FLOAT64 = np.dtype(np.float64)
 _SCALARS = (float, int, bool)
@@ -61,8 +64,6 @@ class Rule:
     elementwise
         Whether operands broadcast against each other.
     """
-
-    selects = False
 
     def __init__(self, forward: Callable[..., Any], vjps: dict[str, Vjp], elementwise: bool) -> None:
         code = forward.__code__
@@ -114,11 +115,6 @@ class Rule:
             F = BY_TYPE.get(type(array), NUMPY)  # a NumPy scalar is on no backend
             if plan.tensors:
                 values = _arrays(values, plan.tensors, node)
-        if asked is None:
-            if plan.only is not None:
-                return (plan.only(F, cotangent, *values),)
-            if plan.joint is None:
-                return [vjp(F, cotangent, *reads(values)) for vjp, reads in plan.calls]
         pulled = [
             vjp(F, cotangent, *reads(values)) if asked is None or parent in asked else None
             for parent, (vjp, reads) in zip(node.parents, plan.calls, strict=False)
@@ -143,8 +139,11 @@ class Plan:
         For each of the other operands that need a gradient: the VJP, and which of the kept values it reads.
     joint
         The same for the rest together, None if none of them needs one.
-    only
-        The VJP if there is but one, which then reads all that is kept; else None.
+    lasting
+        Whether nodes survive a backward pass: they keep no values, and graphs share them.
+    quick
+        ``quick(F, cotangent, node)`` does what `Rule.pull` does for raw arrays when every parent asks, if nothing is
+        joint; else None.
     keeps
         Which of the rule's ``readable`` values are kept, and ``pick``, which picks them.
     tensors
@@ -153,7 +152,7 @@ class Plan:
         Where the result is among them, -1 if it is not.
     """
 
-    __slots__ = ("calls", "indices", "joint", "keeps", "only", "out", "pick", "rest", "tensors")
+    __slots__ = ("calls", "indices", "joint", "keeps", "lasting", "out", "pick", "quick", "rest", "tensors")
 
     def __init__(self, rule: Rule, needed: int) -> None:
         limit = rule.fixed if rule.variadic else len(rule.operands)
@@ -166,27 +165,18 @@ class Plan:
         calls = tuple((vjp, _picker(tuple(names.index(name) for name in _reads(vjp)))) for vjp in vjps)
         self.joint = calls[-1] if self.rest else None
         self.calls = calls[:-1] if self.rest else calls
-        self.only = vjps[0] if len(vjps) == 1 and not self.rest else None
         self.keeps = _OUT if names == ("out",) else tuple(rule.readable.index(name) for name in names)
         self.pick = _picker(self.keeps)
         self.tensors = tuple(i for i, name in enumerate(names) if name in rule.operands)
         self.out = names.index("out") if "out" in names else -1
+        self.lasting = False
+        self.quick = None if self.rest else _quick(self.calls, self.tensors)
 
 
 class Operands(tuple[Tensor, ...]):
     """The operands of a variadic operation, kept as one value."""
 
     __slots__ = ()
-
-
-class Selection:
-    """The rule of a node that stands for one result of an operation with several."""
-
-    selects = True
-    name = "select"
-
-
-SELECT = Selection()
 
 
 def operation(
@@ -353,7 +343,7 @@ def apply_with_results(rule: Rule, operands: tuple[Any, ...], params: tuple[Any,
     if operand.requires_grad and mode.recording and outs:
         node = _node(rule, operands, [raw], params, outs[0], 1)
         size = len(outs)
-        results = [_wrap(out, Node(SELECT, (node,), (), (position, size))) for position, out in enumerate(outs)]
+        results = [_wrap(out, record(rule, (node,), SELECT, (position, size))) for position, out in enumerate(outs)]
     else:
         results = [_wrap(out) for out in outs]
     if (memory := operand._memory) is not None:
@@ -421,9 +411,9 @@ def _node(
         if parent is None:
             parent = operand
         if raw.dtype is not dtype and raw.dtype != dtype:
-            parent = Node(CAST, (parent,), CAST_PLAN, (raw.dtype,))
+            parent = record(CAST, (parent,), CAST_PLAN, (raw.dtype,))
         if shape is not None and raw.shape != shape:
-            parent = Node(BROADCAST, (parent,), BROADCAST_PLAN, (raw.shape,))
+            parent = shared(parent, BROADCAST, BROADCAST_PLAN, (raw.shape, shape))
         parents.append(parent)
     if not plan.keeps:
         kept: tuple[Any, ...] = ()
@@ -438,10 +428,10 @@ def _node(
         kept = plan.pick((out, *operands, *params, *[getattr(raw, "shape", ()) for raw in raws]))
     else:
         kept = plan.pick((out, *operands, *params))
-    return Node(rule, tuple(parents), plan, kept)
+    return record(rule, tuple(parents), plan, kept)
 
 
-def _arrays(values: tuple[Any, ...], positions: tuple[int, ...], node: Node) -> list[Any]:
+def _arrays(values: Sequence[Any], positions: tuple[int, ...], node: Node) -> list[Any]:
     """``values`` with the operands at ``positions`` as raw arrays."""
     arrays = list(values)
     for position in positions:
@@ -475,13 +465,46 @@ def _reads(vjp: Vjp) -> tuple[str, ...]:
     return vjp.__code__.co_varnames[2 : vjp.__code__.co_argcount]
 
 
-def _picker(positions: tuple[int, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    if not positions:
-        return lambda values: ()
-    if len(positions) == 1:
-        (position,) = positions
-        return lambda values: (values[position],)
-    return itemgetter(*positions)
+def _picker(positions: tuple[int, ...]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """A function that picks items as a tuple; `itemgetter` of a single position would give the bare item."""
+    if len(positions) > 1:
+        return itemgetter(*positions)
+    start = positions[0] if positions else 0
+    return itemgetter(slice(start, start + len(positions)))
+
+
+def _quick(calls: tuple[tuple[Vjp, Any], ...], tensors: tuple[int, ...]) -> Callable[[Any, Any, Node], Sequence[Any]]:
+    (first, reads), *others = calls
+    if others:
+        (second, reads_second), *more = others
+        if more:
+            return lambda F, g, node: [
+                vjp(F, g, *reads(values)) for values in [_arrays(node.kept, tensors, node)] for vjp, reads in calls
+            ]
+
+        def two(F: Any, g: Any, node: Node) -> Sequence[Any]:
+            values = _arrays(node.kept, tensors, node) if tensors else node.kept
+            return first(F, g, *reads(values)), second(F, g, *reads_second(values))
+
+        return two
+    if tensors:  # a VJP that is alone reads all that is kept, in its own order
+        return lambda F, g, node: (first(F, g, *_arrays(node.kept, tensors, node)),)
+    return lambda F, g, node: (first(F, g, *node.kept),)
+
+
+def shared(parent: tape.Parent, rule: Rule, plan: Plan, kept: tuple[Any, ...]) -> Node:
+    """A node that keeps no values; one on a leaf serves all uses of the leaf, in whatever graphs.
+
+    A bias or a transposed weight is used at every step of a sequence: their cotangents are then summed first, and
+    pulled through the broadcast or the transpose once.
+    """
+    if type(parent) is Node:
+        return record(rule, (parent,), plan, kept)
+    node: Node | None = parent._shared and parent._shared()
+    if node is None or node.plan is not plan or node.kept != kept:
+        node = record(rule, (parent,), plan, kept)
+        parent._shared = ref(node)  # weak: the leaf is not to keep a graph alive
+    return node
 
 
 def _cast(F: Any, x: Operand, /, dtype: Any) -> Array:
@@ -490,6 +513,10 @@ def _cast(F: Any, x: Operand, /, dtype: Any) -> Array:
 
 def _broadcast(F: Any, x: Operand, /, shape: tuple[int, ...]) -> Array:
     return F.broadcast_to(x, shape)
+
+
+def _transposed(F: Any, x: Operand, /) -> Array:
+    return x.T
 
 
 def sum_to(F: Any, x: Any, shape: tuple[int, ...]) -> Any:
@@ -506,5 +533,21 @@ def sum_to(F: Any, x: Any, shape: tuple[int, ...]) -> Any:
 # Broadcasting and casting are operations like any other: a call that does them on the way records them as such,
 # so no other VJP has to think of them. ``dtype`` and ``x_shape`` are those to go back to.
 CAST = Rule(_cast, {"x": lambda F, g, dtype: F.astype(g, dtype)}, False)
-BROADCAST = Rule(_broadcast, {"x": lambda F, g, x_shape: sum_to(F, g, x_shape)}, False)
-CAST_PLAN, BROADCAST_PLAN = Plan(CAST, 1), Plan(BROADCAST, 1)
+BROADCAST = Rule(_broadcast, {"x": lambda F, g, x_shape, shape: sum_to(F, g, x_shape)}, False)
+TRANSPOSED = Rule(_transposed, {"x": lambda F, g: g.T}, False)
+CAST_PLAN, BROADCAST_PLAN, TRANSPOSED_PLAN = Plan(CAST, 1), Plan(BROADCAST, 1), Plan(TRANSPOSED, 1)
+BROADCAST_PLAN.lasting = TRANSPOSED_PLAN.lasting = True
+
+
+def transposed(x: Tensor) -> Tensor:
+    """``x.T``."""
+    mode = MODE()
+    if x._node is not None or not x.requires_grad or not mode.recording or mode.listener is not None:
+        return _transpose(x)
+    result = _wrap(x._data.T, shared(x, TRANSPOSED, TRANSPOSED_PLAN, ()))
+    result._base = x._memory
+    return result
+
+
+_transpose: Callable[[Tensor], Tensor] = _public(TRANSPOSED, apply)
+del REGISTRY[TRANSPOSED.name]

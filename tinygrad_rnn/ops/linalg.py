@@ -34,7 +34,8 @@ def _matmul_a(F: Any, g: Any, a_shape: tuple[int, ...], b: Any) -> Any:
 
 def _matmul_b(F: Any, g: Any, a: Any, b_shape: tuple[int, ...]) -> Any:
     if len(b_shape) == 2:  # one product over all rows, however many axes they fill
-        return F.matmul(_rows(F, a).T, _rows(F, g))
+        # As its own transpose: a weight is mostly used as w.T, whose gradient then lies in memory as w does.
+        return F.matmul(_rows(F, g).T, _rows(F, a)).T
     return sum_to(F, F.matmul(F.swapaxes(a, -1, -2), g), b_shape)
 
 
