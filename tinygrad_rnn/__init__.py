@@ -2,10 +2,11 @@
 
 from tinygrad_rnn import functional, nn, ops
 from tinygrad_rnn.backend import get_backend, set_backend, use_backend
+from tinygrad_rnn.gradients import grad
 from tinygrad_rnn.ops import *
 from tinygrad_rnn.random import Generator, manual_seed
 from tinygrad_rnn.tape import no_grad
-from tinygrad_rnn.tensor import Tensor, grad
+from tinygrad_rnn.tensor import Tensor
 
 __version__ = "0.1.0"
 

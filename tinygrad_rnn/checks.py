@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import tape
-from tinygrad_rnn.ops.declare import Rule, apply, apply_with_results
-from tinygrad_rnn.tensor import Tensor, _backend, _name, grad
+from tinygrad_rnn.gradients import grad
+from tinygrad_rnn.ops.declare import apply, apply_with_results
+from tinygrad_rnn.ops.rule import Rule
+from tinygrad_rnn.tensor import Tensor, _backend, _name
 
 Call = tuple[Rule, tuple[Any, ...], tuple[Any, ...], tuple[Tensor, ...]]
 

@@ -169,7 +169,7 @@ def walk(
                     cotangents[parent] = before + pulled
                     if not as_tensors and before.ndim:
                         ours.add(parent)
-        if not (retain or plan is not SELECT and plan.lasting):
+        if not (retain or (plan is not SELECT and plan.lasting)):
             node.plan = None
             node.kept = node.parents = ()
     for leaf, cotangent in cotangents.items():

@@ -1,4 +1,4 @@
-"""`Tensor`: the user's face of the tape, and `grad`, the gradient as a function."""
+"""`Tensor`: the user's face of the tape."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tinygrad_rnn import tape
 from tinygrad_rnn.backend import Array, Backend, backend_of, get_backend
 
 TensorLike: TypeAlias = "Tensor | Array | Sequence[Any] | float | int | bool"
-Cotangents: TypeAlias = "Tensor | Array | Sequence[Any] | None"
 
 
 class Tensor:
@@ -158,19 +157,7 @@ class Tensor:
             If this tensor needs no gradient, is not a scalar and no ``grad`` is given, if its graph was freed by an
             earlier backward, or if a tensor that the graph needs was written since.
         """
-        if not self.requires_grad:
-            raise RuntimeError(
-                f"backward on {_name(self)}, which depends on no tensor with requires_grad=True "
-                "(or was computed under no_grad)"
-            )
-        roots = [(_key(self), _cotangent(self, grad, "grad", create_graph))]
-        retain = create_graph if retain_graph is None else retain_graph
-        handed_out = {id(roots[0][1])}
-        for leaf, cotangent in tape.walk(roots, None, create_graph, retain).items():
-            new = cotangent if create_graph else _wrap(_own(leaf, cotangent, handed_out))
-            leaf.grad = (
-                new if leaf.grad is None else leaf.grad + new if create_graph else _wrap(leaf.grad._data + new._data)
-            )
+        gradients.backward(self, grad, create_graph if retain_graph is None else retain_graph, create_graph)
 
     def __repr__(self) -> str:
         return f"tensor({self._describe()})"
@@ -339,69 +326,6 @@ class Tensor:
         return ops.astype(self, dtype)
 
 
-def grad(
-    outputs: Tensor | Sequence[Tensor],
-    inputs: Tensor | Sequence[Tensor],
-    grad_outputs: Cotangents = None,
-    create_graph: bool = False,
-    allow_unused: bool = False,
-    retain_graph: bool | None = None,
-) -> Any:
-    """Gradients of ``outputs`` by ``inputs``, leaving every ``.grad`` as it is.
-
-    Parameters
-    ----------
-    outputs, inputs
-        A tensor or a sequence of tensors. Inputs may be results of operations as well as leaves.
-    grad_outputs
-        The cotangent of each output; may be left out for outputs of one element.
-    create_graph
-        Record the computation of the gradients, so that they can be differentiated again.
-    allow_unused
-        Give None for an input that the outputs do not depend on, instead of raising.
-    retain_graph
-        Keep the graph for another call; None means ``create_graph``.
-
-    Returns
-    -------
-    A tensor if ``inputs`` is a tensor, otherwise a tuple of one for each input.
-    """
-    single = isinstance(inputs, Tensor)
-    sources: list[Tensor] = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    results: list[Tensor] = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    if isinstance(outputs, Tensor):
-        given: list[Any] = [grad_outputs]
-    else:
-        given = [None] * len(results) if grad_outputs is None else list(grad_outputs)
-    if len(given) != len(results):
-        raise ValueError(f"grad_outputs must hold one cotangent for each of {len(results)} outputs, got {len(given)}")
-    for kind, tensors in (("inputs", sources), ("outputs", results)):
-        for i, tensor in enumerate(tensors):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{kind}[{i}] must be a Tensor, got {type(tensor).__name__}")
-            if not tensor.requires_grad:
-                raise RuntimeError(f"{kind}[{i}] does not require a gradient: {_name(tensor)}")
-    roots = [
-        (_key(result), _cotangent(result, cotangent, f"grad_outputs[{i}]", create_graph))
-        for i, (result, cotangent) in enumerate(zip(results, given, strict=True))
-    ]
-    wanted = {_key(source) for source in sources}
-    found = tape.walk(roots, wanted, create_graph, create_graph if retain_graph is None else retain_graph)
-    handed_out = {id(cotangent) for _, cotangent in roots}
-    gradients: list[Tensor | None] = []
-    for i, source in enumerate(sources):
-        cotangent = found.get(_key(source))
-        if cotangent is None:
-            if not allow_unused:
-                raise RuntimeError(
-                    f"the outputs do not depend on inputs[{i}], {_name(source)}; allow_unused=True gives None for it"
-                )
-            gradients.append(None)
-        else:
-            gradients.append(cotangent if create_graph else _wrap(_own(source, cotangent, handed_out)))
-    return gradients[0] if single else tuple(gradients)
-
-
 _new = object.__new__  # a third of the time that calling a class takes
 
 
@@ -434,45 +358,10 @@ def _backend(tensor: Tensor) -> Backend:
     return backend
 
 
-def _key(tensor: Tensor) -> tape.Parent:
-    return tensor if tensor._node is None else tensor._node
-
-
 def _name(tensor: Tensor) -> str:
     """How error messages call a tensor."""
     name = getattr(tensor, "name", "")
     return f"{name + ', ' if name else ''}a tensor of shape {tensor.shape}"
-
-
-def _own(leaf: Tensor, cotangent: Array, handed_out: set[int]) -> Array:
-    """``cotangent`` as an array in C order that shares no memory with another gradient."""
-    array = _backend(leaf).asarray(cotangent)
-    if array.base is not None or id(cotangent) in handed_out or not array.flags.c_contiguous:
-        return array.copy()
-    handed_out.add(id(cotangent))
-    return array
-
-
-def _cotangent(tensor: Tensor, given: Any, argument: str, as_tensor: bool) -> Any:
-    backend = _backend(tensor)
-    if given is None:
-        if tensor.size != 1:
-            raise RuntimeError(
-                f"only a tensor of one element has a gradient of its own, this one has shape {tensor.shape}: "
-                f"reduce it first (.sum(), .mean()) or pass {argument}"
-            )
-        given = Tensor(backend.ones(tensor.shape, dtype=tensor.dtype))
-    elif not isinstance(given, Tensor):
-        given = Tensor(backend.asarray(given, dtype=tensor.dtype))
-    if given.shape != tensor.shape:
-        raise ValueError(f"{argument} must have the shape of its tensor, {tensor.shape}, got {given.shape}")
-    if given.backend != backend.name:
-        raise TypeError(
-            f"{argument} is on {given.backend}, its tensor on {backend.name}: move it with .to({backend.name!r})"
-        )
-    if given.dtype != tensor.dtype:
-        given = given.astype(tensor.dtype)
-    return given if as_tensor else given._data
 
 
 def _as_array(data: Any, dtype: Any = None) -> Array:
@@ -500,5 +389,6 @@ def _as_array(data: Any, dtype: Any = None) -> Array:
     return array
 
 
-from tinygrad_rnn import ops  # noqa: E402 - the one upward edge: a tensor's operators call operations
+# The one upward edge: a tensor's operators call operations, and its backward walks them.
+from tinygrad_rnn import gradients, ops  # noqa: E402
 from tinygrad_rnn.ops import declare  # noqa: E402

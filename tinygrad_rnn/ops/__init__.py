@@ -5,7 +5,7 @@ This package is itself a namespace that gradients compute with: see ``declare.py
 
 import sys
 
-from tinygrad_rnn.ops import creation, declare, elementwise, indexing, linalg, reduction, shape
+from tinygrad_rnn.ops import creation, elementwise, indexing, linalg, reduction, rule, shape
 from tinygrad_rnn.ops.creation import *
 from tinygrad_rnn.ops.elementwise import *
 from tinygrad_rnn.ops.indexing import *
@@ -21,4 +21,4 @@ __all__ += linalg.__all__
 __all__ += indexing.__all__
 __all__ += creation.__all__
 
-declare.TENSORS = sys.modules[__name__]
+rule.TENSORS = sys.modules[__name__]
