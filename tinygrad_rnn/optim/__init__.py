@@ -1,0 +1,34 @@
+"""Optimizers, clipping of gradients and learning-rate schedules, with PyTorch's names, arguments and numbers."""
+
+from tinygrad_rnn.optim.algorithms import SGD, Adagrad, Adam, AdamW, RMSprop
+from tinygrad_rnn.optim.clip import clip_grad_norm_, clip_grad_value_
+from tinygrad_rnn.optim.optimizer import Optimizer
+from tinygrad_rnn.optim.schedules import (
+    CosineAnnealingLR,
+    ExponentialLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "CosineAnnealingLR",
+    "ExponentialLR",
+    "LRScheduler",
+    "LinearLR",
+    "MultiStepLR",
+    "Optimizer",
+    "RMSprop",
+    "ReduceLROnPlateau",
+    "SequentialLR",
+    "StepLR",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+]
