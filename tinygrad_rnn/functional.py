@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from tinygrad_rnn import ops
 from tinygrad_rnn.random import Generator, default_generator
+from tinygrad_rnn.tape import no_grad
 from tinygrad_rnn.tensor import Tensor, _backend, _name
 
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
@@ -61,6 +62,7 @@ def prelu(x: Tensor, weight: Tensor) -> Tensor:
         raise ValueError(
             f"prelu: weight must have shape (1,) or ({channels},) for x of shape {x.shape}, got {weight.shape}"
         )
+    _check_dtype(x, weight)
     if x.ndim > 2 and weight.size > 1:
         weight = weight.reshape((channels, *[1] * (x.ndim - 2)))
     return ops.where(x > 0, x, weight * x)
@@ -98,7 +100,15 @@ def softmax(x: Tensor, axis: int = -1) -> Tensor:
 
 def log_softmax(x: Tensor, axis: int = -1) -> Tensor:
     """Logarithm of `softmax`."""
+    x = _shifted(x, axis)
     return x - ops.logsumexp(x, axis, True)
+
+
+def _shifted(x: Tensor, axis: int) -> Tensor:
+    """``x`` less its maximum along ``axis``: of large scores the differences count, and rounding would eat them."""
+    with no_grad():  # a softmax does not change with the shift, so no gradient need pass through it
+        largest = ops.max(x, axis, True)
+    return x - largest
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, generator: Generator | None = None) -> Tensor:
@@ -130,17 +140,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     TypeError
         If ``x`` and ``weight`` differ in dtype: nothing is widened or narrowed in silence.
     """
+    x = x if isinstance(x, Tensor) else Tensor(x)
     if not x.ndim or x.shape[-1] != weight.shape[-1]:
         raise ValueError(
             f"{_name(weight)} takes inputs of {weight.shape[-1]} features, got an input of shape {x.shape}"
         )
-    if x.dtype != weight.dtype:
-        raise TypeError(
-            f"{_name(weight)} is {weight.dtype} and the input is {x.dtype}: "
-            f"convert the input, x.astype({str(weight.dtype)!r}), or the module, module.to(dtype={str(x.dtype)!r})"
-        )
+    _check_dtype(x, weight)
     product = x @ weight.T
     return product if bias is None else product + bias
+
+
+def _check_dtype(x: Tensor, weight: Tensor) -> None:
+    if x.dtype != weight.dtype:
+        module = f", or the module, module.to(dtype={str(x.dtype)!r})" if x.dtype.kind == "f" else ""
+        raise TypeError(
+            f"{_name(weight)} is {weight.dtype} and the input is {x.dtype}: "
+            f"convert the input, x.astype({str(weight.dtype)!r}){module}"
+        )
 
 
 def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
@@ -151,12 +167,16 @@ def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -
     indices = indices if isinstance(indices, Tensor) else Tensor(indices)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices must be ints, got dtype {indices.dtype}")
-    _backend(indices).check_range(indices._data, weight.shape[0], "embedding: indices")
+    count = weight.shape[0]
+    _backend(indices).check_range(indices._data, count, "embedding: indices")
     rows = weight[indices]
     if padding_idx is None:
         return rows
-    padding = ops.expand_dims(indices == padding_idx % weight.shape[0], -1)
-    return ops.where(padding, rows.detach(), rows)
+    if not -count <= padding_idx < count:
+        raise ValueError(f"embedding: padding_idx must be from {-count} to {count - 1}, got {padding_idx}")
+    with no_grad():
+        constant = weight[indices]
+    return ops.where(ops.expand_dims(indices == padding_idx % count, -1), constant, rows)
 
 
 def layer_norm(
@@ -170,6 +190,11 @@ def layer_norm(
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if x.shape[x.ndim - len(shape) :] != shape:
         raise ValueError(f"layer_norm: x must end in shape {shape}, got {x.shape}")
+    for name, factor in (("weight", weight), ("bias", bias)):
+        if factor is not None:
+            if factor.shape != shape:
+                raise ValueError(f"layer_norm: {name} must have shape {shape}, got {factor.shape}")
+            _check_dtype(x, factor)
     axes = tuple(range(-len(shape), 0))
     centred = x - ops.mean(x, axes, True)
     out = centred / ops.sqrt(ops.mean(ops.square(centred), axes, True) + eps)
@@ -216,8 +241,8 @@ def cross_entropy(
             target = target * (1 - label_smoothing) + label_smoothing / classes
         if weight is not None:
             target = target * _along(weight, axis, input.ndim)
-        losses = -ops.sum(target * log_softmax(input, axis), axis)
-        return ops.sum(losses) / max(losses.size, 1) if reduction == "mean" else _reduce(losses, reduction)
+        return _reduce(-ops.sum(target * log_softmax(input, axis), axis), reduction)
+    input = _shifted(input, axis)
     total = ops.logsumexp(input, axis)
     losses, weights = _picked("cross_entropy", total, input, target, weight, ignore_index, axis)
     if label_smoothing:
@@ -258,9 +283,12 @@ def binary_cross_entropy_with_logits(
     ``weight`` scales every loss, ``pos_weight`` the part of it that belongs to a target of 1; both broadcast.
     """
     _same_shape("binary_cross_entropy_with_logits", input, target, reduction)
-    minus_log_sigmoid = ops.maximum(-input, 0.0) + ops.log1p(ops.exp(-ops.abs(input)))
-    positive = minus_log_sigmoid if pos_weight is None else (1 + (pos_weight - 1) * target) * minus_log_sigmoid
-    losses = (1 - target) * input + positive
+    # By cases rather than by maximum and abs, whose second derivatives at 0 are not those of their smooth sum.
+    positive = input > 0
+    minus_log_sigmoid = ops.where(positive, 0.0, -input) + ops.log1p(ops.exp(ops.where(positive, -input, input)))
+    if pos_weight is not None:
+        minus_log_sigmoid = (1 + (pos_weight - 1) * target) * minus_log_sigmoid
+    losses = (1 - target) * input + minus_log_sigmoid
     return _reduce(losses if weight is None else losses * weight, reduction)
 
 
@@ -281,8 +309,9 @@ def huber_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean", del
     if delta <= 0:
         raise ValueError(f"huber_loss: delta must be positive, got {delta}")
     _same_shape("huber_loss", input, target, reduction)
-    error = ops.abs(input - target)
-    return _reduce(ops.where(error <= delta, 0.5 * ops.square(error), delta * (error - 0.5 * delta)), reduction)
+    error = input - target
+    size = ops.abs(error)
+    return _reduce(ops.where(size <= delta, 0.5 * ops.square(error), delta * (size - 0.5 * delta)), reduction)
 
 
 def _check_reduction(name: str, reduction: str) -> None:
@@ -324,10 +353,11 @@ def _picked(
 ) -> tuple[Tensor, Tensor]:
     """``total`` less each target's score, weighted, and the weights; both 0 where the target is ignored."""
     expected = input.shape[:axis] + input.shape[axis + 1 :]
-    if target.dtype.kind not in "iu" or target.shape != expected:
+    if target.dtype.kind not in "iu":
+        raise TypeError(f"{name}: target must hold class indices, ints, got dtype {target.dtype}")
+    if target.shape != expected:
         raise ValueError(
-            f"{name}: input of shape {input.shape} takes class indices of shape {expected}, "
-            f"got shape {target.shape} and dtype {target.dtype}"
+            f"{name}: input of shape {input.shape} takes class indices of shape {expected}, got shape {target.shape}"
         )
     counted = target != ignore_index
     target = ops.where(counted, target, 0)
