@@ -42,12 +42,14 @@ class Generator:
 
     def uniform(self, shape: Shape = (), low: float = 0.0, high: float = 1.0, dtype: Any = np.float32) -> Tensor:
         """Numbers spread evenly over [low, high)."""
-        numbers = get_backend().uniform(self.next_key(), _tuple(shape), dtype)
-        return Tensor(numbers * (high - low) + low)
+        backend = get_backend()
+        numbers = backend.uniform(self.next_key(), _tuple(shape), dtype)
+        return Tensor(backend.asarray(numbers * (high - low) + low))
 
     def normal(self, shape: Shape = (), mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32) -> Tensor:
         """Normally distributed numbers."""
-        return Tensor(get_backend().normal(self.next_key(), _tuple(shape), dtype) * std + mean)
+        backend = get_backend()
+        return Tensor(backend.asarray(backend.normal(self.next_key(), _tuple(shape), dtype) * std + mean))
 
     def integers(self, low: int, high: int, shape: Shape = ()) -> Tensor:
         """Integers from ``low`` up to, without, ``high``."""
@@ -75,6 +77,8 @@ class Generator:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from where `state_dict` was taken."""
         seed, counter = _checked(state["seed"]), int(state["counter"])
+        if counter < 0:
+            raise ValueError(f"counter must be at least 0, got {counter}")
         self.seed, self.counter = seed, counter
 
 
