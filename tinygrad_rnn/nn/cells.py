@@ -17,7 +17,7 @@ from tinygrad_rnn.nn import init
 from tinygrad_rnn.nn.module import Module, Parameter
 from tinygrad_rnn.ops import sigmoid, split, tanh, zeros
 from tinygrad_rnn.random import Generator
-from tinygrad_rnn.tensor import Tensor, _backend
+from tinygrad_rnn.tensor import Tensor, _backend, _name
 
 
 class Cell(Module):
@@ -46,6 +46,7 @@ class Cell(Module):
     """
 
     gates: int
+    parts: tuple[str, ...] = ("h",)  # of the state
 
     def __init__(
         self,
@@ -82,18 +83,37 @@ class Cell(Module):
         -------
         The output, shape (batch, hidden_size), and the next state.
         """
+        x = x if isinstance(x, Tensor) else Tensor(x)
         if x.ndim != 2 or x.shape[1] != self.input_size:
-            raise ValueError(f"{type(self).__name__}: x must have shape (batch, {self.input_size}), got {x.shape}")
+            raise ValueError(
+                f"{_name(self.weight_ih)}, takes x of shape (batch, {self.input_size}), got x of shape {x.shape}"
+            )
         if state is None:
             state = self.init_state(x.shape[0])
-        expected = (x.shape[0], self.hidden_size)
-        for tensor in state if isinstance(state, tuple) else (state,):
-            if tensor.shape != expected:
-                raise ValueError(
-                    f"{type(self).__name__}: the state must have shape {expected} beside x of shape {x.shape}, "
-                    f"got {tensor.shape}"
-                )
+        else:
+            self._check_state(state, x)
         return self.forward(x, state)  # type: ignore[no-any-return]
+
+    def _check_state(self, state: Any, x: Tensor) -> None:
+        parts = state if len(self.parts) > 1 and isinstance(state, tuple) else (state,)
+        if len(parts) != len(self.parts) or not all(isinstance(part, Tensor) for part in parts):
+            wanted = f"a tuple ({', '.join(self.parts)}) of tensors" if len(self.parts) > 1 else "one tensor, h"
+            kind = type(state).__name__
+            got = f"{kind} of {len(state)}" if isinstance(state, (tuple, list)) else kind
+            raise TypeError(f"{type(self).__name__}: the state must be {wanted}, got {got}")
+        expected = (x.shape[0], self.hidden_size)
+        dtype = self.weight_hh.dtype
+        for name, part in zip(self.parts, parts, strict=True):
+            if part.shape != expected:
+                raise ValueError(
+                    f"{_name(self.weight_hh)}, takes {name} of shape {expected} beside x of shape {x.shape}, "
+                    f"got {name} of shape {part.shape}"
+                )
+            if part.dtype != dtype:
+                raise TypeError(
+                    f"{_name(self.weight_hh)}, is {dtype} and {name} is {part.dtype}: "
+                    f"convert the state, {name}.astype({str(dtype)!r})"
+                )
 
     def init_state(self, batch: int) -> Any:
         """A state of zeros for ``batch`` sequences, of the parameters' dtype and on their backend."""
@@ -176,6 +196,7 @@ class LSTMCell(Cell):
     """
 
     gates = 4
+    parts = ("h", "c")
 
     def __init__(
         self,

@@ -127,9 +127,10 @@ class Module:
         if backend is not None:
             backends.get_backend(backend)
         for _, tensor in self._named_tensors():
-            for held in (tensor, tensor.grad):
-                if held is not None:
-                    held.data = held.detach().to(backend, dtype if held.dtype.kind == "f" else None).data
+            kept = dtype if tensor.dtype.kind == "f" else None
+            tensor.data = tensor.detach().to(backend, kept).data
+            if tensor.grad is not None:
+                tensor.grad = tensor.grad.detach().to(backend, kept)
         return self
 
     def apply(self, function: Callable[[Module], None]) -> Self:
@@ -161,6 +162,8 @@ class Module:
         ------
         ValueError
             If names or shapes do not fit: it lists all of them, and the module is as it was.
+        TypeError
+            If a value is no array of numbers; the module is as it was.
         """
         own = dict(self._named_tensors())
         missing = [name for name in own if name not in state]
@@ -169,10 +172,13 @@ class Module:
         mismatched: list[str] = []
         for name, tensor in own.items():
             if name in state:
-                value = state[name]
-                values[name] = value if isinstance(value, Tensor) else Tensor(np.asarray(value))
-                if values[name].shape != tensor.shape:
-                    mismatched.append(f"{name}: expected {tensor.shape}, got {values[name].shape}")
+                try:
+                    value = _as_tensor(state[name])
+                except (TypeError, ValueError, RuntimeError) as error:
+                    raise TypeError(f"the state's {name!r} is no array of numbers: {error}") from error
+                values[name] = value.to(tensor.backend, tensor.dtype)
+                if value.shape != tensor.shape:
+                    mismatched.append(f"{name}: expected {tensor.shape}, got {value.shape}")
         problems = [f"mismatched shapes: {'; '.join(mismatched)}"] if mismatched else []
         if strict and missing:
             problems.append(f"missing: {', '.join(missing)}")
@@ -184,7 +190,7 @@ class Module:
             )
         for name, value in values.items():
             tensor = own[name]
-            tensor._data[...] = value.detach().to(tensor.backend, tensor.dtype).data
+            tensor._data[...] = value.data
             tensor._touch()
         return missing, unexpected
 
@@ -201,3 +207,9 @@ class Module:
                 f"  ({name}): {line}" if i == 0 else f"  {line}" for i, line in enumerate(repr(child).split("\n"))
             ]
         return "\n".join(lines)
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """``value`` on its own backend if it has one; lists keep the precision of their floats."""
+    known = isinstance(value, Tensor) or backends.backend_of(value) is not None
+    return Tensor(value if known else np.asarray(value))
