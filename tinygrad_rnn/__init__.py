@@ -1,7 +1,9 @@
 """Recurrent networks in ordinary operations: a small reverse-mode automatic differentiation library."""
 
-from tinygrad_rnn import functional, nn, ops
+from tinygrad_rnn import functional, nn, ops, optim
 from tinygrad_rnn.backend import get_backend, set_backend, use_backend
+from tinygrad_rnn.checkpoint import CheckpointError, load, save
+from tinygrad_rnn.checks import GradientError, gradcheck, gradgradcheck
 from tinygrad_rnn.gradients import grad
 from tinygrad_rnn.ops import *
 from tinygrad_rnn.random import Generator, manual_seed
@@ -11,14 +13,21 @@ from tinygrad_rnn.tensor import Tensor
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckpointError",
     "Generator",
+    "GradientError",
     "Tensor",
     "functional",
     "get_backend",
     "grad",
+    "gradcheck",
+    "gradgradcheck",
+    "load",
     "manual_seed",
     "nn",
     "no_grad",
+    "optim",
+    "save",
     "set_backend",
     "use_backend",
 ]
