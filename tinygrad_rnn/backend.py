@@ -85,6 +85,9 @@ class Backend:
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         return np.asarray(array)
 
+    def to_backend(self, array: Array, name: str) -> Array:
+        return get_backend(name).asarray(self.to_numpy(array))
+
     def astype(self, array: Array, dtype: Any) -> Array:
         return array.astype(dtype, copy=False)
 

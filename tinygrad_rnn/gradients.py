@@ -27,7 +27,7 @@ def backward(tensor: Tensor, given: TensorLike | None, retain: bool, create_grap
         elif leaf.grad is None:
             leaf.grad = _wrap(_own(leaf, cotangent, handed_out))
         else:
-            leaf.grad = _wrap(leaf.grad._data + cotangent)
+            leaf.grad = _wrap(_backend(leaf).asarray(leaf.grad._data + cotangent))
 
 
 def grad(

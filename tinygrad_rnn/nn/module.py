@@ -20,6 +20,8 @@ class Parameter(Tensor):
     def __init__(self, data: TensorLike, requires_grad: bool = True, dtype: Any = None) -> None:
         super().__init__(data, requires_grad, dtype)
         self.name = ""
+        if isinstance(data, Tensor) and self._base is data:  # the memory is the parameter's now, so errors name it
+            self._base, data._base = None, self
 
     def __repr__(self) -> str:
         return f"parameter({self._describe()})"

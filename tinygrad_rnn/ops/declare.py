@@ -178,14 +178,17 @@ def _result(
     """The result of an operation as a tensor, with its node if an operand needs a gradient."""
     if type(out) is not F.array_type and type(out) not in BY_TYPE:
         out = F.asarray(out)  # NumPy gives scalars where a result is 0-d
-    if out.dtype is _FLOAT64:
-        out = _narrowed(out, raws)
+    if out.dtype is _FLOAT64 and _widened(raws):
+        kinds = {raw.dtype.kind for raw in raws if type(raw) not in _SCALARS}
+        if "f" in kinds and not kinds.isdisjoint("iu"):
+            return apply(rule, _ints_as_float32(operands), params)
+        out = out.astype(np.float32)
     mode = MODE()
     if needed and mode.recording and rule.vjps and out.dtype.kind == "f":
         result = _wrap(out, _node(rule, operands, raws, params, out, needed))
     else:
         result = _wrap(out, None)
-    if out.base is not None:  # perhaps a view of a leaf, whose later writes a graph must notice
+    if out.base is not None or out is raws[0]:  # perhaps a leaf's memory, whose later writes a graph must notice
         for operand in operands:
             if isinstance(operand, Tensor) and (memory := operand._memory) is not None:
                 result._base = memory
@@ -248,12 +251,13 @@ def _mixed(rule: Rule, operands: tuple[Any, ...]) -> str:
     return f"{rule.name} got tensors on {' and '.join(names)}: move one with .to({names[0]!r})"
 
 
-def _narrowed(out: Array, raws: Sequence[Any]) -> Array:
-    """float64 only if an operand is: ints and Python floats among float32 do not widen the result."""
-    for raw in raws:
-        if type(raw) not in _SCALARS and raw.dtype is _FLOAT64:
-            return out
-    return out.astype(np.float32)
+def _widened(raws: Sequence[Any]) -> bool:
+    """Whether float64 came of ints and Python floats among float32, or of ints alone: we give float32 for these."""
+    return not any(type(raw) not in _SCALARS and raw.dtype == _FLOAT64 for raw in raws)
+
+
+def _ints_as_float32(operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(o.astype(np.float32) if isinstance(o, Tensor) and o.dtype.kind in "iu" else o for o in operands)
 
 
 def _node(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinygrad_rnn.backend import Array, get_backend
+from tinygrad_rnn.backend import Array
 from tinygrad_rnn.ops.declare import Operand, operation
 from tinygrad_rnn.tensor import Tensor
 
@@ -244,7 +244,7 @@ def astype(F: Any, x: Operand, /, dtype: Any) -> Array:
 
 @operation(x=lambda F, g, home: F.to_backend(g, home))
 def _to_backend(F: Any, x: Operand, /, backend: str, home: str) -> Array:
-    return get_backend(backend).asarray(F.to_numpy(x))
+    return F.to_backend(x, backend)
 
 
 def to_backend(x: Tensor, backend: str) -> Tensor:

@@ -176,7 +176,9 @@ def _check(value: Any, node: Node) -> None:
         for item in value:
             _check(item, node)
     elif isinstance(value, Tensor):
-        owner = value if value._base is None else value._base
+        owner = value
+        while owner._base is not None:
+            owner = owner._base
         if owner._written > node.number:
             raise RuntimeError(
                 f"{_name(owner)}, was changed in place after {node.rule.name!r} used it, whose gradient needs the "
