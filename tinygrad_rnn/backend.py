@@ -118,7 +118,7 @@ class Backend:
 
     def unstack(self, array: Array, axis: int = 0) -> list[Array]:
         lead = (slice(None),) * (axis % array.ndim)
-        return [array[(*lead, i)] for i in range(array.shape[axis])]
+        return [array[(*lead, i, ...)] for i in range(array.shape[axis])]  # with ... an element stays an array
 
     def sigmoid(self, x: Array) -> Array:
         # exp(-x) may overflow to infinity, whose reciprocal is the right answer, 0.

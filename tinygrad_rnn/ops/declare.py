@@ -178,7 +178,7 @@ def _result(
     """The result of an operation as a tensor, with its node if an operand needs a gradient."""
     if type(out) is not F.array_type and type(out) not in BY_TYPE:
         out = F.asarray(out)  # NumPy gives scalars where a result is 0-d
-    if out.dtype is _FLOAT64 and _widened(raws):
+    if out.dtype is _FLOAT64 and _widened(raws) and "dtype" not in rule.params:
         kinds = {raw.dtype.kind for raw in raws if type(raw) not in _SCALARS}
         if "f" in kinds and not kinds.isdisjoint("iu"):
             return apply(rule, _ints_as_float32(operands), params)

@@ -28,7 +28,7 @@ __all__ = [
 
 
 @operation(x=lambda F, g, x_shape, index: F.place(g, shape=x_shape, index=index))
-def _slice(F: Any, x: Operand, /, index: Any) -> Array:
+def _slice(F: Any, x: Operand, /, index: tuple[Any, ...]) -> Array:
     return x[index]
 
 
@@ -50,7 +50,9 @@ _BASIC = frozenset({int, slice, type(None), type(Ellipsis)})
 
 def getitem(x: Tensor, index: Any) -> Tensor:
     """``x[index]``: ints, slices, None, ..., and arrays or tensors of ints or bools, as in NumPy."""
-    if type(index) in _BASIC or (type(index) is tuple and all(type(item) in _BASIC for item in index)):
+    if type(index) in _BASIC:
+        return _slice(x, (index,))
+    if type(index) is tuple and all(type(item) in _BASIC for item in index):
         return _slice(x, index)
     static, arrays = _parted(index)
     return _gather(x, *arrays, index=static) if arrays else _slice(x, static)

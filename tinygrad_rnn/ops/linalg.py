@@ -7,7 +7,7 @@ from typing import Any
 
 from tinygrad_rnn.backend import Array
 from tinygrad_rnn.ops.declare import Operand, operation, sum_to
-from tinygrad_rnn.ops.elementwise import multiply, ones_like
+from tinygrad_rnn.ops.elementwise import multiply
 from tinygrad_rnn.ops.indexing import axis_range, getitem
 from tinygrad_rnn.ops.reduction import Axis, axes_of, sum
 from tinygrad_rnn.ops.shape import concatenate, expand_dims, reshape, squeeze, transpose
@@ -94,7 +94,7 @@ def prod(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
         half = length // 2
         pairs = tree[..., :half] * tree[..., half : 2 * half]
         tree = pairs if length % 2 == 0 else concatenate([pairs, tree[..., -1:]], axis=-1)
-    out = tree[..., 0] if tree.shape[-1] else ones_like(sum(tree, axis=-1))
+    out = tree[..., 0] if tree.shape[-1] else sum(tree, axis=-1) + 1  # a product of nothing, still of the graph
     return expand_dims(out, tuple(sorted(axes))) if keepdims else out
 
 
