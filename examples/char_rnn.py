@@ -49,9 +49,9 @@ def standard_library(limit: int = 1_500_000) -> list[str]:
     # The build writes _sysconfigdata*.py: it differs from machine to machine.
     files = [f for f in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")) if "_sysconfigdata" not in f.name]
     for i, file in enumerate(files):
-        if sum(map(len, parts)) >= limit:
-            break
-        parts[{8: 1, 9: 2}.get(i % 10, 0)] += file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
+        if sum(map(len, parts)) + len(text) <= limit:
+            parts[{8: 1, 9: 2}.get(i % 10, 0)] += text
     return parts
 
 
@@ -87,10 +87,10 @@ def lanes(ids: np.ndarray[Any, Any], batch: int) -> np.ndarray[Any, Any]:
 
 
 def markov_losses(train: np.ndarray[Any, Any], held_out: np.ndarray[Any, Any], size: int) -> list[float]:
-    """Loss of Markov models of order 0, 1 and 2 over ``size`` characters, in nats a character.
+    """Loss of Markov models of order 0, 1 and 2 with ``size`` symbols, in nats a character.
 
-    Interpolated as Witten & Bell (1991, method C) do. Where c follows context h n(h, c) times, any character n(h)
-    times, and d(h) different characters do::
+    Interpolated as Witten & Bell (1991, method C) do. With n(h, c) for how often character c follows context h,
+    n(h) = sum_c n(h, c), and d(h) for how many different characters follow h::
 
         p(c | h) = (n(h, c) + d(h) p(c | h without its oldest character)) / (n(h) + d(h))
 
@@ -99,188 +99,356 @@ def markov_losses(train: np.ndarray[Any, Any], held_out: np.ndarray[Any, Any], s
     probability = np.full(len(held_out) - 2, 1 / size)
     losses = []
     for order in range(3):
-        seen, n_hc = np.unique(grams(train, order + 1, size), return_counts=True)
-        contexts, first, d_h = np.unique(seen // size, return_index=True, return_counts=True)
-        n_h = np.add.reduceat(n_hc, first)
-        asked = grams(held_out, order + 1, size)[2 - order :]  # the same characters for every order
-        n_hc, n_h, d_h = look_up(asked, seen, n_hc), *(look_up(asked // size, contexts, v) for v in (n_h, d_h))
+        seen, n_seen = np.unique(grams(train, order + 1, size), return_counts=True)
+        contexts, followed_by = np.unique(seen // size, return_inverse=True)
+        n_context, d_context = np.bincount(followed_by, weights=n_seen), np.bincount(followed_by)
+        asked = grams(held_out, order + 1, size)[2 - order :]  # every order predicts the same characters
+        n_hc = look_up(asked, seen, n_seen)
+        n_h, d_h = (look_up(asked // size, contexts, values) for values in (n_context, d_context))
         probability = np.where(n_h > 0, (n_hc + d_h * probability) / np.maximum(n_h + d_h, 1), probability)
         losses.append(float(-np.log(probability).mean()))
     return losses
 
 
-def grams(ids: np.ndarray[Any, Any], length: int, size: int) -> np.ndarray[Any, Any]:
-    """Every run of ``length`` characters as one number, its digits in base ``size``."""
-    ends = len(ids) - length + 1
-    return sum(ids[i : i + ends] * size ** (length - 1 - i) for i in range(length))
+def grams(ids: np.ndarray[Any, Any], n: int, size: int) -> np.ndarray[Any, Any]:
+    """Each run of ``n`` characters as one number, whose last digit in base ``size`` is the last character."""
+    count = len(ids) - n + 1
+    code = np.zeros(count, np.int64)
+    for k in range(n):
+        code = code * size + ids[k : k + count]
+    return code
 
 
-def look_up(keys: np.ndarray[Any, Any], table: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> Any:
-    """The value that belongs to each key in a sorted table, 0 for a key that is not there."""
-    indices = np.minimum(np.searchsorted(table, keys), len(table) - 1)
-    return np.where(table[indices] == keys, values[indices], 0)
+def look_up(asked: np.ndarray[Any, Any], keys: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> Any:
+    """The value that belongs to each key asked for, 0 for those not among the sorted ``keys``."""
+    places = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    return np.where(keys[places] == asked, values[places], 0)
 
 
 # ---- Model ----------------------------------------------------------------------------------------------------------
 
 
 class CharRNN(nn.Module):
-    """Embedding, a stack of recurrent cells, and a linear layer that scores every character."""
+    """Characters to vectors, a stack of cells, and scores for the next character."""
 
-    def __init__(self, characters: int, cell: str, hidden: int, layers: int, generator: tg.Generator) -> None:
-        self.embedding = nn.Embedding(characters, hidden, generator=generator)
-        self.cells = nn.ModuleList(CELLS[cell](hidden, hidden, generator=generator) for _ in range(layers))
-        self.output = nn.Linear(hidden, characters, generator=generator)
+    def __init__(self, cell: str, size: int, hidden: int, layers: int, generator: tg.Generator) -> None:
+        self.embedding = nn.Embedding(size, 64, generator=generator)
+        self.cells = nn.ModuleList(
+            CELLS[cell](hidden if layer else 64, hidden, generator=generator) for layer in range(layers)
+        )
+        self.readout = nn.Linear(hidden, size, generator=generator)
 
     def init_state(self, batch: int) -> list[Any]:
         return [cell.init_state(batch) for cell in self.cells]
 
-    def forward(self, ids: tg.Tensor, state: list[Any]) -> tuple[tg.Tensor, list[Any]]:
-        """From ids of shape (steps, batch) to scores of shape (steps * batch, characters), and the next state."""
-        outputs = tg.unstack(self.embedding(ids))
-        next_state = []
-        for cell, h in zip(self.cells, state, strict=True):
-            for t, x in enumerate(outputs):
-                outputs[t], h = cell(x, h)
-            next_state.append(h)
-        hidden = tg.stack(outputs)
-        return self.output(hidden.reshape(-1, hidden.shape[-1])), next_state
+    def forward(self, ids: tg.Tensor, states: list[Any]) -> tuple[tg.Tensor, list[Any]]:
+        """Scores of shape (steps * batch, size) for what follows each of ``ids``, (steps, batch), and the states."""
+        rows = tg.unstack(self.embedding(ids))
+        after = []
+        for cell, state in zip(self.cells, states, strict=True):
+            for t, x in enumerate(rows):
+                rows[t], state = cell(x, state)
+            after.append(state)
+        outputs = tg.stack(rows)
+        return self.readout(outputs.reshape((-1, outputs.shape[-1]))), after
 
 
 def detach(state: Any) -> Any:
-    """The same state, out of the graph: truncated BPTT carries values from window to window, but no gradient."""
-    return type(state)(map(detach, state)) if isinstance(state, (list, tuple)) else state.detach()
-
-
-def window_loss(model: CharRNN, window: np.ndarray[Any, Any], state: list[Any]) -> tuple[tg.Tensor, list[Any]]:
-    """Mean loss at each of the ``len(window) - 1`` steps, in which every character predicts the one after it."""
-    ids = tg.Tensor(window).to(model.output.weight.backend)
-    scores, state = model(ids[:-1], state)
-    return F.cross_entropy(scores, ids[1:].reshape(-1)), state
-
-
-@tg.no_grad()
-def held_out_loss(model: CharRNN, ids: np.ndarray[Any, Any]) -> float:
-    """Mean loss over a text, in nats a character, in up to 128 pieces at a time of no less than 1000 characters."""
-    data = lanes(ids, min(max(len(ids) // 1000, 1), 128))
-    state, total = model.init_state(data.shape[1]), 0.0
-    for start in range(0, len(data) - 1, 100):
-        window = data[start : start + 101]
-        loss, state = window_loss(model, window, state)
-        total += loss.item() * (len(window) - 1)
-    return total / (len(data) - 1)
+    """The numbers of a nest of tensors without their past."""
+    return state.detach() if isinstance(state, tg.Tensor) else type(state)(detach(item) for item in state)
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
 
 
 class Run:
-    """All that changes while a model is trained, so that it can be saved and gone on with."""
+    """All that a training run is made of; `save` keeps it and `load` goes on from it, to the same bits."""
 
-    def __init__(self, options: dict[str, Any], characters: int) -> None:
-        self.options = options
-        self.generator = tg.Generator(options["seed"])
-        self.model = CharRNN(characters, options["cell"], options["hidden"], options["layers"], self.generator)
-        self.optimizer = optim.Adam(self.model.parameters(), lr=options["lr"])
-        self.schedule = optim.CosineAnnealingLR(self.optimizer, T_max=max(options["updates"], 1))
-        self.state: list[Any] = self.model.init_state(options["batch"])
-        self.train_losses: list[float] = []  # one an update, so their number is the position in the training text
-        self.valid_losses: list[list[float]] = []  # pairs of the number of updates and the loss
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        texts = text_file(settings["text"]) if settings["text"] else standard_library()
+        least = settings["batch"] * (settings["seq_len"] + 1)
+        if len(texts[0]) < least or min(map(len, texts[1:])) < 100:
+            raise BadInput(
+                f"the text is too short: {len(texts[0])} of {sum(map(len, texts))} characters are for training, and --batch"
+                f" {settings['batch']} --seq-len {settings['seq_len']} need {least}; to validate and test, 100 each"
+            )
+        self.fingerprint = zlib.crc32("\0".join(texts).encode())
+        self.characters = "".join(sorted(set(texts[0]) - {UNKNOWN})) + UNKNOWN
+        self.train, self.valid, self.test = (encode(text, self.characters) for text in texts)
+        self.lanes = lanes(self.train, settings["batch"])
+        self.generator = tg.Generator(settings["seed"])
+        size = len(self.characters)
+        self.model = CharRNN(settings["cell"], size, settings["hidden"], settings["layers"], self.generator)
+        self.optimizer = optim.Adam(self.model.parameters(), lr=settings["lr"])
+        warm_up = max(min(50, settings["updates"] // 10), 1)
+        rest = max(settings["updates"] - warm_up, 1)
+        self.schedule = optim.SequentialLR(
+            self.optimizer,
+            [
+                optim.LinearLR(self.optimizer, start_factor=0.02, total_iters=warm_up),
+                optim.CosineAnnealingLR(self.optimizer, rest, eta_min=settings["lr"] / 20),
+            ],
+            milestones=[warm_up],
+        )
+        self.state = self.model.init_state(settings["batch"])
+        self.position = 0
+        self.losses: list[float] = []
+        self.valid_losses: list[tuple[int, float]] = []
 
     def save(self, path: Path) -> None:
-        tg.save(path, **vars(self))
+        tg.save(
+            path,
+            model=self.model,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            generator=self.generator,
+            state=self.state,
+            position=self.position,
+            losses=np.array(self.losses),
+            valid_losses=self.valid_losses,
+            settings=self.settings,
+            text=self.fingerprint,
+        )
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        for name in ("model", "optimizer", "schedule", "generator"):
-            getattr(self, name).load_state_dict(saved[name])
-        self.state = saved["state"]
-        self.train_losses, self.valid_losses = saved["train_losses"], saved["valid_losses"]
+    @classmethod
+    def load(cls, path: str, given: dict[str, Any]) -> Run:
+        """The run that ``path`` holds; ``given`` are the settings asked for, which must be those it has."""
+        try:
+            saved = tg.load(path)
+        except (OSError, tg.CheckpointError) as error:
+            raise BadInput(f"cannot resume: {error}") from None
+        if set(saved.get("settings", ())) != set(DEFAULTS):
+            raise BadInput(f"cannot resume: {path} is no checkpoint of this script")
+        for name, value in given.items():
+            if value != saved["settings"][name]:
+                option = name.replace("_", "-")
+                raise BadInput(f"--{option} {value} does not fit {path}, which has {option} {saved['settings'][name]}")
+        run = cls(saved["settings"])
+        if run.fingerprint != saved["text"]:
+            raise BadInput(f"cannot resume: {path} was trained on another text")
+        for part in ("model", "optimizer", "schedule", "generator"):
+            getattr(run, part).load_state_dict(saved[part])
+        run.state = saved["state"]
+        run.position = saved["position"]
+        run.losses = saved["losses"].numpy().tolist()
+        run.valid_losses = [tuple(pair) for pair in saved["valid_losses"]]
+        return run
 
-    def update(self, data: np.ndarray[Any, Any]) -> float:
-        """Train on the next window of ``data``, shape (steps, batch), and return its loss."""
-        seq_len = self.options["seq_len"]
-        window = len(self.train_losses) % ((len(data) - 1) // seq_len)
-        if window == 0:  # at the start of the text nothing has been read yet
-            self.state = self.model.init_state(data.shape[1])
-        piece = data[window * seq_len : (window + 1) * seq_len + 1]
-        loss, state = window_loss(self.model, piece, self.state)
+    def update(self) -> float:
+        """One window of every lane: forward, backward through its steps, one step of the optimizer."""
+        steps = self.settings["seq_len"]
+        if self.position + steps + 1 > len(self.lanes):
+            self.position, self.state = 0, self.model.init_state(self.settings["batch"])
+        window = self.lanes[self.position : self.position + steps + 1]
+        self.position += steps
+        # The state goes on from window to window, the gradient does not: truncated backpropagation through time.
+        scores, self.state = self.model(on_device(window[:-1]), self.state)
+        self.state = detach(self.state)
+        loss = F.cross_entropy(scores, on_device(window[1:].reshape(-1)))
         self.optimizer.zero_grad()
         loss.backward()
-        optim.clip_grad_norm_(self.model.parameters(), self.options["clip"])
+        optim.clip_grad_norm_(self.model.parameters(), self.settings["clip"])
         self.optimizer.step()
         self.schedule.step()
-        self.state = detach(state)
-        self.train_losses.append(loss.item())
-        return self.train_losses[-1]
+        self.losses.append(loss.item())
+        return self.losses[-1]
+
+    def loss_on(self, ids: np.ndarray[Any, Any], batch: int = 50, steps: int = 100) -> float:
+        """Loss on a held-out stream, in nats a character."""
+        stream = lanes(ids, max(min(batch, len(ids) // steps), 1))
+        state = self.model.init_state(stream.shape[1])
+        total = 0.0
+        with tg.no_grad():
+            for start in range(0, len(stream) - 1, steps):
+                window = stream[start : start + steps + 1]
+                scores, state = self.model(on_device(window[:-1]), state)
+                total += F.cross_entropy(scores, on_device(window[1:].reshape(-1)), reduction="sum").item()
+        return total / stream[1:].size
 
 
-def train(run: Run, train_ids: np.ndarray[Any, Any], valid_ids: np.ndarray[Any, Any], checkpoint: Path) -> bool:
-    """Train until all updates are done (True) or Ctrl-C is pressed (False); either way ``checkpoint`` is written."""
+def on_device(ids: np.ndarray[Any, Any]) -> tg.Tensor:
+    return tg.Tensor(ids).to(tg.get_backend().name)
+
+
+def train(run: Run, checkpoint: Path) -> bool:
+    """Train to the end; False if Ctrl-C came before. Either way the run is saved."""
     from tqdm import tqdm
 
-    interrupted = False
+    stopped = False
 
-    def on_interrupt(*_: Any) -> None:
-        nonlocal interrupted
-        interrupted = True  # finish the update: half of one cannot be resumed
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # unless asked again
+    def stop(number: int, frame: Any) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    data = lanes(train_ids, run.options["batch"])
-    updates, an_update = run.options["updates"], run.options["batch"] * run.options["seq_len"]
-    done = len(run.train_losses)
-    bar = tqdm(total=updates * an_update, initial=done * an_update, unit="char", unit_scale=True, dynamic_ncols=True)
+    before = signal.signal(signal.SIGINT, stop)
+    settings = run.settings
+    every = max(settings["updates"] // 10, 1)
+    per_update = settings["batch"] * settings["seq_len"]
+    bar = tqdm(
+        total=settings["updates"] * per_update, initial=len(run.losses) * per_update, unit="char", unit_scale=True
+    )
     with bar:
-        while done < updates and not interrupted:
-            run.update(data)
-            done += 1
-            if done % max(updates // 10, 1) == 0 or done == updates:
-                run.valid_losses.append([done, held_out_loss(run.model, valid_ids)])
+        while len(run.losses) < settings["updates"] and not stopped:
+            loss = run.update()
+            bar.update(per_update)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            if len(run.losses) % every == 0:
+                run.valid_losses.append((len(run.losses), run.loss_on(run.valid[:50_000])))
+                bar.write(f"update {len(run.losses):5}: valid {run.valid_losses[-1][1]:.3f} nats a character")
                 run.save(checkpoint)
-            valid = f"{run.valid_losses[-1][1]:.3f}" if run.valid_losses else "-"
-            bar.set_postfix_str(f"train {np.mean(run.train_losses[-50:]):.3f}, valid {valid} nats", refresh=False)
-            bar.update(an_update)
-    run.save(checkpoint)
     signal.signal(signal.SIGINT, before)
-    return not interrupted
+    run.save(checkpoint)
+    return not stopped
 
 
-# ---- Sampling and drawing -------------------------------------------------------------------------------------------
+# ---- What comes of it -----------------------------------------------------------------------------------------------
 
 
-@tg.no_grad()
-def sample(run: Run, characters: str, length: int, temperature: float) -> str:
-    """``length`` characters drawn from the model, each fed back to draw the next; it begins as if after a newline."""
+def sample(run: Run, length: int, temperature: float) -> Iterator[str]:
+    """Characters drawn one after the other, each by what the model expects after those before."""
+    generator = tg.Generator(run.settings["seed"] + 1)
     state = run.model.init_state(1)
-    index = max(characters.find("\n"), 0)
-    text = ""
-    for uniform in run.generator.uniform(length, dtype=np.float64).numpy():
-        scores, state = run.model(tg.full((1, 1), index), state)
-        heaps = np.cumsum(F.softmax(scores[0].astype(np.float64) / temperature).numpy())
-        index = int(np.searchsorted(heaps, uniform * heaps[-1], side="right"))
-        text += characters[index]
-    return text
+    index = max(run.characters.find("\n"), 0)
+    with tg.no_grad():
+        for _ in range(length):
+            scores, state = run.model(on_device(np.array([[index]])), state)
+            probabilities = F.softmax(scores[0, :-1].astype(np.float64) / temperature)  # all but UNKNOWN
+            index = int((tg.cumsum(probabilities, 0) < generator.uniform(dtype=np.float64)).sum().item())
+            index = min(index, len(run.characters) - 2)
+            yield run.characters[index]
 
 
-def draw(run: Run, baselines: list[float], path: Path) -> None:
-    """The loss curves, and the baselines as lines, both on the valid text."""
-    import matplotlib
+def picture(path: Path, run: Run, test: float, markov: list[float]) -> None:
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    losses = np.array(run.train_losses)
-    width = max(len(losses) // 100, 1)
-    smooth = np.convolve(losses, np.full(width, 1 / width), "valid")
-    axes.plot(np.arange(width, len(losses) + 1), smooth, label="train" + f", mean of {width} updates" * (width > 1))
-    axes.plot(*np.array(run.valid_losses).T, "o-", label="valid")
-    for order, (loss, style) in enumerate(zip(baselines, (":", "-.", "--"), strict=True)):
-        axes.axhline(loss, color="0.4", linestyle=style, label=f"Markov model of order {order}, valid: {loss:.2f}")
-    axes.set(xlabel="updates", ylabel="loss, nats a character", title=f"char_rnn: {run.options['cell']}, ")
-    axes.secondary_yaxis("right", functions=(lambda nats: nats / log(2), lambda bits: bits * log(2))).set_ylabel(
-        "bits a character"
-    )
+    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    width = max(len(run.losses) // 50, 1)
+    smooth = np.convolve(run.losses, np.full(width, 1 / width), "valid")
+    axes.plot(np.arange(width, len(run.losses) + 1), smooth, label=f"train, mean of {width} updates")
+    axes.plot(*zip(*run.valid_losses, strict=True), "o-", label="valid")
+    axes.plot(len(run.losses), test, "k*", markersize=11, label=f"test, {test:.3f}")
+    for order, loss in enumerate(markov):
+        axes.axhline(loss, color=f"C{order + 3}", linestyle="--", label=f"Markov, order {order}: {loss:.3f}")
+    axes.set_xlabel("update")
+    axes.set_ylabel("nats a character")
+    axes.set_title(f"{run.settings['cell'].upper()}, {run.settings['layers']} x {run.settings['hidden']} units")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def report(run: Run, test: float, markov: list[float]) -> None:
+    print(f"\nHeld-out text, {len(run.test):,} characters{'':10}nats{'':6}bits a character")
+    rows = [(f"Markov model of order {order}", loss) for order, loss in enumerate(markov)]
+    for name, loss in [*rows, (f"{run.settings['cell'].upper()} of {run.settings['hidden']} units", test)]:
+        print(f"  {name:36}{loss:8.3f}{loss / log(2):10.3f}")
+
+
+# ---- Options --------------------------------------------------------------------------------------------------------
+
+
+DEFAULTS: dict[str, Any] = {
+    **{"text": None, "cell": "gru", "hidden": 256, "layers": 1, "seq_len": 64, "batch": 32},
+    **{"updates": 1600, "lr": 4e-3, "clip": 1.0, "seed": 0},
+}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(message)
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an int from 1 on, got {text!r}")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    return 0 if text == "0" else count(text)
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
+def options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__.partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    # Without a default, so that --resume can tell what was asked for from what was not.
+    for name, kind, text in (
+        ("text", str, "a UTF-8 text to learn; without it, the source of Python's standard library"),
+        ("hidden", count, "units in a layer (%d)"),
+        ("layers", count, "cells on top of each other (%d)"),
+        ("seq-len", count, "steps that a gradient goes back (%d)"),
+        ("batch", count, "lanes of text read side by side (%d)"),
+        ("updates", count, "steps of the optimizer (%d)"),
+        ("lr", positive, "learning rate of Adam, after a warm-up and before it falls to a twentieth (%g)"),
+        ("clip", positive, "largest norm of the gradient (%g)"),
+        ("seed", whole, "of all random numbers (%d)"),
+    ):
+        default = DEFAULTS[name.replace("-", "_")]
+        text = text if default is None else text % default
+        parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=text)
+    parser.add_argument("--cell", choices=CELLS, default=argparse.SUPPRESS, help=f"({DEFAULTS['cell']})")
+    parser.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", help="where to compute")
+    parser.add_argument("--out", type=Path, default=Path("runs/char_rnn"), help="folder of checkpoint and picture")
+    parser.add_argument("--resume", metavar="FILE", help="go on from a checkpoint, with its settings")
+    parser.add_argument("--sample", type=whole, default=500, metavar="N", help="characters to write at the end")
+    parser.add_argument("--temperature", type=positive, default=0.7, metavar="X", help="below 1 the sample is tamer")
+    return parser.parse_args(arguments)
+
+
+def writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInput(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        chosen = options(arguments)
+        try:
+            tg.set_backend(chosen.backend)
+        except (ImportError, RuntimeError) as error:
+            raise BadInput(str(error)) from None
+        given = {name: value for name, value in vars(chosen).items() if name in DEFAULTS}
+        run = Run.load(chosen.resume, given) if chosen.resume else Run(DEFAULTS | given)
+        writable(chosen.out)
+    except BadInput as problem:
+        print(f"char_rnn: {problem}", file=sys.stderr)
+        return 2
+    checkpoint = chosen.out / "checkpoint.safetensors"
+    print(f"{run.model}\n{len(run.train):,} characters to learn from, {len(run.characters)} different ones")
+    if not train(run, checkpoint):
+        print(f"\nStopped after {len(run.losses)} updates. Saved; to go on: --resume {checkpoint}", file=sys.stderr)
+        return 130
+    test = run.loss_on(run.test)
+    markov = markov_losses(run.train, run.test, len(run.characters))
+    report(run, test, markov)
+    if chosen.sample:
+        print(f"\nA sample, at temperature {chosen.temperature:g}:\n")
+        for character in sample(run, chosen.sample, chosen.temperature):
+            print(character, end="", flush=True)
+        print()
+    png = chosen.out / "char_rnn.png"
+    picture(png, run, test, markov)
+    print(f"\nCheckpoint: {checkpoint}\nPicture: {png}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
