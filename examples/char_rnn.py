@@ -170,8 +170,8 @@ class Run:
         least = settings["batch"] * (settings["seq_len"] + 1)
         if len(texts[0]) < least or min(map(len, texts[1:])) < 100:
             raise BadInput(
-                f"the text is too short: {len(texts[0])} of {sum(map(len, texts))} characters are for training, and --batch"
-                f" {settings['batch']} --seq-len {settings['seq_len']} need {least}; to validate and test, 100 each"
+                f"the text is too short: {len(texts[0])} of {sum(map(len, texts))} characters are for training, and "
+                f"--batch {settings['batch']} --seq-len {settings['seq_len']} need {least}; the others 100 each"
             )
         self.fingerprint = zlib.crc32("\0".join(texts).encode())
         self.characters = "".join(sorted(set(texts[0]) - {UNKNOWN})) + UNKNOWN
@@ -231,7 +231,7 @@ class Run:
             getattr(run, part).load_state_dict(saved[part])
         run.state = saved["state"]
         run.position = saved["position"]
-        run.losses = saved["losses"].numpy().tolist()
+        run.losses = saved["losses"].tolist()
         run.valid_losses = [tuple(pair) for pair in saved["valid_losses"]]
         return run
 

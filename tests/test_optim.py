@@ -93,7 +93,7 @@ def test_momentum_keeps_no_hold_of_the_gradient(backend: str) -> None:
 
 def test_the_first_step_of_adam_has_the_size_of_the_rate(backend: str) -> None:
     p = parameter(P0)
-    close(after(optim.Adam([p], lr=0.01, eps=1e-3), p, G0), P0 - 0.01 * G0 / (np.abs(G0) + 1e-3))
+    close(after(optim.Adam([p], lr=0.01, betas=(0.0, 0.0), eps=1e-3), p, G0), P0 - 0.01 * G0 / (np.abs(G0) + 1e-3))
 
 
 def test_the_second_step_of_adam(backend: str) -> None:
@@ -135,6 +135,7 @@ def test_rmsprop(backend: str) -> None:
     second = 0.5 * step + G1 / (np.sqrt(0.9 * v + 0.1 * G1**2) + 1e-8)
     rule = optim.RMSprop([momentum], lr=0.02, alpha=0.9, momentum=0.5)
     close(after(rule, momentum, G0, G1), P0 - 0.02 * step - 0.02 * second)
+    assert rule.state[momentum]["step"] == 2
 
 
 def test_centered_rmsprop_stays_finite_under_a_constant_gradient(backend: str) -> None:
@@ -148,6 +149,13 @@ def test_adagrad(backend: str) -> None:
     rule = optim.Adagrad([p], lr=0.1, lr_decay=0.5, initial_accumulator_value=2.0)
     first = P0 - 0.1 * G0 / (np.sqrt(2 + G0**2) + 1e-10)
     close(after(rule, p, G0, G1), first - 0.1 / 1.5 * G1 / (np.sqrt(2 + G0**2 + G1**2) + 1e-10))
+
+
+@pytest.mark.parametrize("kind", [optim.RMSprop, optim.Adagrad])
+def test_weight_decay_joins_the_gradient(kind: Any, backend: str) -> None:
+    decayed, plain = parameter(P0), parameter(P0)
+    expected = after(kind([plain]), plain, G0 + 0.5 * P0)
+    close(after(kind([decayed], weight_decay=0.5), decayed, G0), expected)
 
 
 @every

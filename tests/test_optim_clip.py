@@ -120,6 +120,14 @@ def test_a_graph_that_used_a_gradient_notices_the_clipping(backend: str) -> None
             product.backward()
 
 
+def test_a_bound_of_zero_leaves_nothing(backend: str) -> None:
+    for clip in (optim.clip_grad_norm_, optim.clip_grad_value_):
+        p = parameter([1.0, 2.0])
+        set_gradient(p, [3.0, -4.0])
+        clip(p, 0.0)
+        np.testing.assert_array_equal(gradient_of(p), [0.0, 0.0])
+
+
 def test_no_gradients_have_no_norm(backend: str) -> None:
     total = optim.clip_grad_norm_([parameter([1.0])], 1.0)
     assert total.item() == 0.0

@@ -150,6 +150,10 @@ def test_plateau_asks_for_more_than_the_threshold(
         assert rates(plateau, [10.0, metric]) == [1.0, rate]
 
 
+def test_plateau_takes_the_same_again_for_no_improvement() -> None:
+    assert rates(optim.ReduceLROnPlateau(sgd(1.0), patience=0, threshold=0.0), [5.0, 5.0]) == [1.0, 0.1]
+
+
 def test_plateau_keeps_to_its_bounds() -> None:
     plateau = optim.ReduceLROnPlateau(sgd(1.0, 1.0), factor=0.5, patience=0, min_lr=[0.3, 0.0])
     rates(plateau, [1.0] * 5)
@@ -161,7 +165,7 @@ def test_plateau_keeps_to_its_bounds() -> None:
 def test_plateau_takes_a_tensor() -> None:
     plateau = optim.ReduceLROnPlateau(sgd(1.0))
     plateau.step(tg.Tensor(2.5))
-    assert plateau.best == 2.5
+    assert (plateau.best, plateau.last_epoch) == (2.5, 1)
 
 
 @pytest.mark.parametrize("steps", [0, 3, 5])
