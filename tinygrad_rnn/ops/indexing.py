@@ -66,7 +66,9 @@ def _parted(index: Any) -> tuple[tuple[Any, ...], list[Any]]:
         if plain or item is None or item is Ellipsis:
             static.append(int(item) if isinstance(item, np.integer) else item)
             continue
-        array = item if isinstance(item, Tensor) else Tensor(np.asarray(item, dtype=np.intp) if item == [] else item)
+        if isinstance(item, list) and not item:
+            item = np.zeros(0, np.intp)  # NumPy's way with an index of nothing
+        array = item if isinstance(item, Tensor) else Tensor(item)
         if array.dtype.kind not in "iub":
             raise IndexError(f"an index must hold ints or bools, got dtype {array.dtype}")
         static.append(HOLE)
