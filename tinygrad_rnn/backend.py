@@ -204,7 +204,7 @@ class _NumPy(Backend):
 class _CuPy(Backend):
     def __init__(self) -> None:
         try:
-            import cupy  # type: ignore[import-untyped, unused-ignore]
+            import cupy  # type: ignore[import-not-found, import-untyped, unused-ignore]
         except ImportError as error:
             raise ImportError(
                 "the cupy backend needs CuPy: pip install 'tinygrad_rnn[cuda12]' or 'tinygrad_rnn[cuda13]', "
