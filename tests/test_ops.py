@@ -142,3 +142,8 @@ def test_one_tensor_as_all_operands(case):
 
     assert gradcheck(f, x)
     assert gradgradcheck(f, x)
+
+
+def test_einsum_refuses_a_diagonal_of_unequal_axes():
+    with pytest.raises(ValueError, match=r"'ii' needs a diagonal, got operand 0 of shape \(2, 3\)"):
+        tg.einsum("ii", tg.Tensor(np.zeros((2, 3))))

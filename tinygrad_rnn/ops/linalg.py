@@ -118,9 +118,12 @@ def _einsum_operands(
             f"{','.join([result, *others])}->{own}", g, *[operands[k] for k in range(len(operands)) if k != i]
         )
         shape = operands_shape[i]
-        if own != letters[i]:  # letters that only this operand has were summed away: all get the same cotangent
-            pulled = F.reshape(pulled, tuple(n if x in known else 1 for x, n in zip(letters[i], shape, strict=True)))
-            pulled = F.broadcast_to(pulled, shape)
+        if pulled.shape != shape:  # letters that only this operand has were summed away: all get the same cotangent
+            lengths = iter(pulled.shape)
+            full = tuple(next(lengths) if x in known else 1 for x in letters[i])
+            # Length 1 broadcasts, and so may be longer in the cotangent, or in this operand.
+            longest = tuple(n if m == 1 else m for m, n in zip(full, shape, strict=True))
+            pulled = F.broadcast_to(F.reshape(pulled, full), longest)
         gradients[i] = sum_to(F, pulled, shape)
     return gradients
 
@@ -155,6 +158,8 @@ def einsum(subscripts: str, *operands: Tensor) -> Tensor:
         unique = "".join(dict.fromkeys(named))
         if unique != named:  # a repeated letter is a diagonal
             lengths = {letter: tensor.shape[named.index(letter)] for letter in unique}
+            if any(lengths[c] != n for c, n in zip(named, tensor.shape, strict=True)):
+                raise ValueError(f"einsum: {named!r} needs a diagonal, got operand {i} of shape {tensor.shape}")
             grid = {c: axis_range(tensor, lengths[c], k, len(unique)) for k, c in enumerate(unique)}
             tensors[i] = getitem(tensor, tuple(grid[letter] for letter in named))
             letters[i] = unique
