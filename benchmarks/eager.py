@@ -8,6 +8,7 @@ on spinning after a call and would hold a core), and their gradients are compare
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import subprocess
 import sys
@@ -128,7 +129,12 @@ def import_milliseconds(pairs: int) -> tuple[float, float]:
 
     def once(statement: str) -> float:
         code = f"import time; start = time.perf_counter(); {statement}; print(time.perf_counter() - start)"
-        return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # as users have it
+        return float(
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+            ).stdout
+        )
 
     once("import tinygrad_rnn")
     numpy, more = [], []

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,7 +87,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         If the safetensors library isn't installed.
     """
     library = _safetensors()
-    content = Path(path).read_bytes()
+    with open(path, "rb") as file:
+        content = file.read()
     try:
         arrays = library.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -174,7 +173,7 @@ def _checksum(text: str, arrays: Arrays) -> int:
 def _write(path: str, content: bytes) -> None:
     """Put ``content`` at ``path``, all of it or nothing, and on the disk before this returns."""
     folder, name = os.path.split(path)
-    aside = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+    aside = os.path.join(folder, f".{name}.{os.urandom(4).hex()}.tmp")
     try:
         with open(aside, "xb") as file:
             file.write(content)
