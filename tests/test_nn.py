@@ -189,6 +189,15 @@ def test_loading_between_forward_and_backward_is_noticed(backend):
         loss.backward()
 
 
+def test_loading_ones_own_values_exchanged(backend):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    state = model.state_dict()
+    first, second = state["0.weight"].numpy().copy(), state["1.weight"].numpy().copy()
+    model.load_state_dict(state | {"0.weight": state["1.weight"], "1.weight": state["0.weight"]})
+    np.testing.assert_array_equal(model[0].weight.numpy(), second)
+    np.testing.assert_array_equal(model[1].weight.numpy(), first)
+
+
 def test_zero_grad(backend):
     layer = nn.Linear(2, 1)
     layer(tg.ones((1, 2))).sum().backward()

@@ -41,7 +41,7 @@ class Generator:
         return self.seed, self.counter
 
     def uniform(self, shape: Shape = (), low: float = 0.0, high: float = 1.0, dtype: Any = np.float32) -> Tensor:
-        """Numbers spread evenly over [low, high)."""
+        """Numbers spread evenly from ``low`` to ``high``, which only rounding can give."""
         backend = get_backend()
         numbers = backend.uniform(self.next_key(), _tuple(shape), dtype)
         return Tensor(backend.asarray(numbers * (high - low) + low))

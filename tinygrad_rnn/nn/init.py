@@ -14,7 +14,7 @@ T = TypeVar("T", bound=Tensor)
 
 
 def uniform_(tensor: T, low: float = 0.0, high: float = 1.0, generator: Generator | None = None) -> T:
-    """Numbers spread evenly over [low, high)."""
+    """Numbers spread evenly from ``low`` to ``high``."""
     numbers = get_backend(tensor.backend).uniform(default_generator(generator).next_key(), tensor.shape, tensor.dtype)
     return _write(tensor, numbers * (high - low) + low)
 

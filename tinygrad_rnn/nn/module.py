@@ -178,7 +178,8 @@ class Module:
                     value = _as_tensor(state[name])
                 except (TypeError, ValueError, RuntimeError) as error:
                     raise TypeError(f"the state's {name!r} is no array of numbers: {error}") from error
-                values[name] = value.to(tensor.backend, tensor.dtype)
+                # A copy: the values may be views of this module's own, which are about to be written.
+                values[name] = Tensor(value.to(tensor.backend, tensor.dtype).data.copy())
                 if value.shape != tensor.shape:
                     mismatched.append(f"{name}: expected {tensor.shape}, got {value.shape}")
         problems = [f"mismatched shapes: {'; '.join(mismatched)}"] if mismatched else []
