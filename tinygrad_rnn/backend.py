@@ -117,6 +117,8 @@ class Backend:
         return [array[(*lead, slice(a, b))] for a, b in zip((0, *cuts), (*cuts, length), strict=True)]
 
     def unstack(self, array: Array, axis: int = 0) -> list[Array]:
+        if not array.ndim:
+            raise ValueError("unstack of a 0-d tensor: it has no axis to take apart")
         lead = (slice(None),) * (axis % array.ndim)
         return [array[(*lead, i, ...)] for i in range(array.shape[axis])]  # with ... an element stays an array
 

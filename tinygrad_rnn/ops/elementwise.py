@@ -189,11 +189,11 @@ def erf(F: Any, x: Operand, /) -> Array:
     return F.erf(x)
 
 
-# At a tie each side gets half.
+# At a tie each side gets half; where one is NaN, and so the result, each gets all.
 @operation(
     ELEMENTWISE,
-    a=lambda F, g, a, b: F.where(a == b, g / 2, F.where(a > b, g, 0)),
-    b=lambda F, g, a, b: F.where(a == b, g / 2, F.where(a < b, g, 0)),
+    a=lambda F, g, a, b: F.where(a == b, g / 2, F.where(a < b, 0, g)),
+    b=lambda F, g, a, b: F.where(a == b, g / 2, F.where(a > b, 0, g)),
 )
 def maximum(F: Any, a: Operand, b: Operand, /) -> Array:
     """The larger of two tensors, element by element; at a tie the gradient is halved."""
@@ -202,8 +202,8 @@ def maximum(F: Any, a: Operand, b: Operand, /) -> Array:
 
 @operation(
     ELEMENTWISE,
-    a=lambda F, g, a, b: F.where(a == b, g / 2, F.where(a < b, g, 0)),
-    b=lambda F, g, a, b: F.where(a == b, g / 2, F.where(a > b, g, 0)),
+    a=lambda F, g, a, b: F.where(a == b, g / 2, F.where(a > b, 0, g)),
+    b=lambda F, g, a, b: F.where(a == b, g / 2, F.where(a < b, 0, g)),
 )
 def minimum(F: Any, a: Operand, b: Operand, /) -> Array:
     """The smaller of two tensors, element by element; at a tie the gradient is halved."""

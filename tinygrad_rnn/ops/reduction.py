@@ -37,7 +37,10 @@ def axes_of(axis: Axis, ndim: int) -> tuple[int, ...]:
     for a in axes:
         if not -ndim <= a < ndim:
             raise ValueError(f"axis {a} is out of bounds for a tensor of {ndim} axes")
-    return tuple(a % ndim for a in axes)
+    positive = tuple(a % ndim for a in axes)
+    if len(set(positive)) < len(positive):
+        raise ValueError(f"the axes {axes} name one twice")
+    return positive
 
 
 def count(shape: tuple[int, ...], axis: Axis) -> int:
@@ -70,13 +73,13 @@ def mean(F: Any, x: Operand, /, axis: Axis = None, keepdims: bool = False) -> Ar
 def _var_x(F: Any, g: Any, x: Any, axis: Axis, ddof: int) -> Any:
     centred = x - F.mean(x, axis=axis, keepdims=True)
     divisor = count(x.shape, axis) - ddof
-    return kept(F, g, x.shape, axis) * centred * (2 / divisor if divisor else float("nan"))
+    return kept(F, g, x.shape, axis) * centred * (2 / divisor if divisor > 0 else float("inf"))
 
 
 def _variance(F: Any, x: Any, axis: Axis, ddof: int, keepdims: bool) -> Any:
     centred = x - F.mean(x, axis=axis, keepdims=True)
     divisor = count(x.shape, axis) - ddof
-    return F.sum(F.square(centred), axis=axis, keepdims=keepdims) * (1 / divisor if divisor else float("nan"))
+    return F.sum(F.square(centred), axis=axis, keepdims=keepdims) * (1 / divisor if divisor > 0 else float("inf"))
 
 
 @operation(x=_var_x)

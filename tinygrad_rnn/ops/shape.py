@@ -98,7 +98,7 @@ def flip(F: Any, x: Operand, /, axis: Axis = None) -> Array:
 
 
 def _negated(shift: int | tuple[int, ...]) -> int | tuple[int, ...]:
-    return -shift if isinstance(shift, int) else tuple(-s for s in shift)
+    return tuple(-s for s in shift) if isinstance(shift, tuple) else -shift
 
 
 @operation(x=lambda F, g, shift, axis: F.roll(g, _negated(shift), axis))
