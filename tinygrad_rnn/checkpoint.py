@@ -29,7 +29,7 @@ class CheckpointError(ValueError):
     """A file that `load` cannot read: damaged, cut short, or not written by `save`."""
 
 
-def save(path: str | os.PathLike[str], **objects: Any) -> None:
+def save(path: str | os.PathLike[str], /, **objects: Any) -> None:
     """Write ``objects`` to the file ``path``.
 
     The file is written aside and then put in place at once: whatever happens, ``path`` is either what it was or the
@@ -132,7 +132,7 @@ def _encode(value: Any, name: str, arrays: Arrays) -> Any:
             if type(key) not in (str, int):
                 raise TypeError(f"save: the keys of {name} must be strings or ints, got {key!r}")
         return {"dict": [[key, _encode(item, f"{name}.{key}", arrays)] for key, item in value.items()]}
-    if hasattr(value, "state_dict"):
+    if hasattr(value, "state_dict") and not isinstance(value, type):
         return _encode(value.state_dict(), name, arrays)
     raise TypeError(
         f"save: {name} is a {type(value).__name__}, which can't be saved; give tensors, arrays, numbers, strings, "
@@ -165,8 +165,10 @@ def _decode(value: Any, arrays: Arrays) -> Any:
 
 def _checksum(text: str, arrays: Arrays) -> int:
     checksum = zlib.crc32(text.encode())
-    for name in sorted(arrays):
-        checksum = zlib.crc32(arrays[name].tobytes(), checksum)
+    for name, array in sorted(arrays.items()):
+        # The same bytes would pass as another dtype, and no bytes at all as another shape.
+        checksum = zlib.crc32(f"{name} {array.dtype.name} {array.shape}".encode(), checksum)
+        checksum = zlib.crc32(array.tobytes(), checksum)
     return checksum
 
 
@@ -183,8 +185,8 @@ def _write(path: str, content: bytes) -> None:
     except BaseException as error:
         if os.path.exists(aside):
             os.unlink(aside)
-        if isinstance(error, OSError):
-            error.filename = path  # the user never heard of the file aside
+        if isinstance(error, OSError):  # the user never heard of the file aside
+            raise OSError(error.errno, error.strerror, path) from error
         raise
     if os.name == "posix":  # elsewhere a folder cannot be opened
         descriptor = os.open(folder, os.O_RDONLY)
