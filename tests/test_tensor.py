@@ -259,3 +259,8 @@ def test_properties(backend: str) -> None:
     assert x.T.shape == (3, 2)
     assert +x is x
     assert functools.reduce(lambda a, b: a * b, [x, x]).shape == (2, 3)
+
+
+def test_a_list_of_tensors_would_lose_their_gradients() -> None:
+    with pytest.raises(TypeError, match=r"tg\.stack"):
+        tg.Tensor([leaf(1.0), leaf(2.0)])

@@ -371,6 +371,8 @@ def _as_array(data: Any, dtype: Any = None) -> Array:
     elif (backend := backend_of(data)) is not None:
         array = data if type(data) in (np.ndarray, backend.array_type) else backend.asarray(data)
     else:
+        if isinstance(data, (list, tuple)) and any(isinstance(item, Tensor) and item.requires_grad for item in data):
+            raise TypeError("a tensor made of a list of tensors would lose their gradients: use tg.stack(list)")
         try:
             host = np.asarray(data)
         except ValueError as error:
