@@ -180,6 +180,8 @@ class Run:
             )
         self.fingerprint = zlib.crc32("\0".join(texts).encode())
         self.characters = "".join(sorted(set(texts[0]) - {UNKNOWN})) + UNKNOWN
+        if len(self.characters) == 1:
+            raise BadInput(f"the text has no character but U+{ord(UNKNOWN):04X}, which stands for unknown ones")
         self.train, self.valid, self.test = (encode(text, self.characters) for text in texts)
         self.lanes = lanes(self.train, settings["batch"])
         self.generator = tg.Generator(settings["seed"])
@@ -223,13 +225,14 @@ class Run:
             saved = tg.load(path)
         except (OSError, tg.CheckpointError) as error:
             raise BadInput(f"cannot resume: {error}") from None
-        if set(saved.get("settings", ())) != set(DEFAULTS):
+        settings = saved.get("settings")
+        if not isinstance(settings, dict) or set(settings) != set(DEFAULTS):
             raise BadInput(f"cannot resume: {path} is no checkpoint of this script")
         for name, value in given.items():
-            if value != saved["settings"][name]:
+            if value != settings[name]:
                 option = name.replace("_", "-")
-                raise BadInput(f"--{option} {value} does not fit {path}, which has {option} {saved['settings'][name]}")
-        run = cls(saved["settings"])
+                raise BadInput(f"--{option} {value} does not fit {path}, which has {option} {settings[name]}")
+        run = cls(settings)
         if run.fingerprint != saved["text"]:
             raise BadInput(f"cannot resume: {path} was trained on another text")
         for part in ("model", "optimizer", "schedule", "generator"):
@@ -379,7 +382,9 @@ def count(text: str) -> int:
 
 
 def whole(text: str) -> int:
-    return 0 if text == "0" else count(text)
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be an int from 0 to 2**63 - 1, got {text!r}")
+    return int(text)
 
 
 def positive(text: str) -> float:
@@ -454,7 +459,7 @@ def main(arguments: list[str] | None = None) -> int:
         default = Path(chosen.resume).parent if chosen.resume else Path("runs/char_rnn")
         out = getattr(chosen, "out", default)
         writable(out)
-    except BadInput as problem:
+    except (BadInput, MemoryError) as problem:
         print(f"char_rnn: {problem}", file=sys.stderr)
         return 2
     checkpoint = out / "checkpoint.safetensors"

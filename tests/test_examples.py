@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import char_rnn
 import founding_article
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import tinygrad_rnn as tg
 
@@ -82,19 +81,19 @@ def leaves(value):
 
 
 def test_ctrl_c_in_a_process(text, tmp_path):
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     options = ["--text", text, *SMALL[:-4], "--updates", "1000000", "--out", tmp_path / "out"]
     process = subprocess.Popen(
         [sys.executable, EXAMPLES / "char_rnn.py", *map(str, options)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
     )
-    assert process.stdout is not None
-    while "characters to learn from" not in process.stdout.readline():
-        assert process.poll() is None
-    time.sleep(1.5)
+    assert process.stderr is not None
+    bar = ""
+    while "loss=" not in bar:  # from then on it trains
+        character = process.stderr.read(1)
+        assert character, f"it ended by itself: {bar}"
+        bar += character
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -122,8 +121,15 @@ def test_bad_texts(text, tmp_path, capsys):
     (tmp_path / "short.txt").write_text("short")
     assert "too short" in refused(capsys, "--text", tmp_path / "short.txt", *SMALL, *out)
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1") * 500)
+    (tmp_path / "unknown.txt").write_text(char_rnn.UNKNOWN * 3000, encoding="utf-8")
+    assert "U+FFFD" in refused(capsys, "--text", tmp_path / "unknown.txt", *SMALL, *out)
     assert "not UTF-8: byte 3" in refused(capsys, "--text", tmp_path / "latin.txt", *SMALL, *out)
     assert not (tmp_path / "out").exists()
+    assert run("--text", text, *SMALL, *out) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    refused(capsys, "--text", tmp_path / "short.txt", *SMALL, *out)
+    refused(capsys, "--text", text, *SMALL, *out, "--hidden", "none")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_bad_folders_and_numbers(text, tmp_path, capsys):
@@ -133,6 +139,18 @@ def test_bad_folders_and_numbers(text, tmp_path, capsys):
     assert "--lr" in refused(capsys, "--text", text, "--lr", "nan")
     assert "--temperature" in refused(capsys, "--text", text, "--temperature", "0")
     assert "--cell" in refused(capsys, "--text", text, "--cell", "transformer")
+    assert "--seed" in refused(capsys, "--text", text, "--seed", "9" * 30)
+    for option in ("--batch", "--seq-len", "--layers", "--updates", "--sample", "--seed", "--clip"):
+        assert option in refused(capsys, "--text", text, option, "-1")
+        assert option in refused(capsys, "--text", text, option, "many")
+
+
+def test_more_memory_than_there_is(text, tmp_path, capsys, monkeypatch):
+    def model(*_):
+        raise MemoryError("Unable to allocate 715 GiB")
+
+    monkeypatch.setattr(char_rnn, "CharRNN", model)
+    assert "715 GiB" in refused(capsys, "--text", text, *SMALL, "--out", tmp_path / "out")
 
 
 def test_a_gpu_that_is_not_there(text, capsys, backend):
@@ -151,7 +169,13 @@ def test_bad_checkpoints_overwrite_nothing(text, tmp_path, capsys):
         assert f"{option} {value} does not fit" in refused(capsys, "--resume", checkpoint, option, value, "--out", out)
     (tmp_path / "garbage").write_bytes(b"garbage")
     assert "garbage" in refused(capsys, "--resume", tmp_path / "garbage", "--out", out)
+    safetensors.numpy.save_file({"w": np.zeros(3)}, tmp_path / "foreign")
+    assert "foreign" in refused(capsys, "--resume", tmp_path / "foreign", "--out", out)
+    (tmp_path / "cut").write_bytes(checkpoint.read_bytes()[:-1])
+    assert "cut" in refused(capsys, "--resume", tmp_path / "cut", "--out", out)
     tg.save(tmp_path / "other", model=tg.nn.Linear(2, 2))
+    assert "no checkpoint of this script" in refused(capsys, "--resume", tmp_path / "other", "--out", out)
+    tg.save(tmp_path / "other", settings=3)
     assert "no checkpoint of this script" in refused(capsys, "--resume", tmp_path / "other", "--out", out)
     assert "cannot resume" in refused(capsys, "--resume", tmp_path / "absent", "--out", out)
     text.write_text("another text, of the same length or not\n" * 70)
@@ -181,6 +205,20 @@ def test_markov_models_by_definition():
     train, held_out = rng.integers(0, 4, 60), rng.integers(0, 5, 30)  # a fifth character that training lacks
     expected = [witten_bell(train.tolist(), held_out.tolist(), 5, order) for order in range(3)]
     np.testing.assert_allclose(char_rnn.markov_losses(train, held_out, 5), expected, rtol=1e-12)
+
+
+def test_markov_probabilities_sum_to_one():
+    rng = np.random.default_rng(1)
+    train = rng.integers(0, 5, 40)
+    for a, b in np.ndindex(6, 6):  # 5 never occurs in training
+        losses = np.array([char_rnn.markov_losses(train, np.array([a, b, c]), 6) for c in range(6)])
+        np.testing.assert_allclose(np.exp(-losses).sum(0), 1, rtol=1e-12)
+
+
+def test_grams_and_their_counts():
+    grams = char_rnn.grams(np.array([1, 2, 3, 4]), 2, 10)
+    assert grams.tolist() == [12, 23, 34]
+    assert char_rnn.look_up(np.array([5, 12, 23, 99]), grams, np.array([7, 8, 9])).tolist() == [0, 7, 8, 0]
 
 
 def test_text_as_indices():
