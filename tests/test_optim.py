@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import inspect
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -273,8 +274,7 @@ def test_a_parameter_without_gradient_is_left_alone(backend: str) -> None:
 
 
 def test_the_docstrings_optimizer_of_ones_own(backend: str) -> None:
-    assert optim.Optimizer.__doc__ is not None
-    example = optim.Optimizer.__doc__.partition("::\n")[2].partition("    Parameters\n")[0]
+    example = inspect.getdoc(optim.Optimizer).partition("::\n")[2].partition("\nParameters\n")[0]
     namespace: dict[str, Any] = {"Optimizer": optim.Optimizer}
     exec(textwrap.dedent(example), namespace)
     lion = namespace["Lion"]
