@@ -1,9 +1,9 @@
 """Optimizers, against their equations and on bad input."""
 
 import copy
+import inspect
 import json
 import math
-import inspect
 import textwrap
 from collections.abc import Callable
 from typing import Any
