@@ -46,33 +46,47 @@ def slope(f: Callable[[tg.Tensor], tg.Tensor], x: Any, dtype: Any = np.float64) 
     return gradient.numpy()
 
 
-@pytest.mark.parametrize(
-    ("f", "arrays"),
-    [
-        *[(f, [X]) for f in ACTIVATIONS.values()],
-        (F.prelu, [X, WEIGHT]),
-        (F.prelu, [X, [0.3]]),
-        (F.prelu, [X.reshape(2, 3, 2), [0.3, 0.2, 0.1]]),
-        (F.softmax, [X]),
-        (lambda x: F.softmax(x, 0), [X]),
-        (lambda x: F.log_softmax(x, 0), [X]),
-        (F.linear, [X, TARGET, [0.1, 0.2, 0.3]]),
-        (lambda w: F.embedding(tensor([[1, 2], [2, 2]]), w), [X]),
+CALLS: dict[str, list[tuple[Callable[..., tg.Tensor], list[Any]]]] = {  # each with the operands that get gradients
+    "relu": [(F.relu, [X])],
+    "leaky_relu": [(F.leaky_relu, [X])],
+    "prelu": [(F.prelu, [X, WEIGHT]), (F.prelu, [X, [0.3]]), (F.prelu, [X.reshape(2, 3, 2), [0.3, 0.2, 0.1]])],
+    "elu": [(lambda x: F.elu(x, 0.7), [X])],
+    "gelu": [(F.gelu, [X]), (lambda x: F.gelu(x, "tanh"), [X])],
+    "silu": [(F.silu, [X])],
+    "softplus": [(F.softplus, [X]), (lambda x: F.softplus(x, 2.0, 3.0), [X])],
+    "softmax": [(F.softmax, [X]), (lambda x: F.softmax(x, 0), [X])],
+    "log_softmax": [(F.log_softmax, [X]), (lambda x: F.log_softmax(x, 0), [X])],
+    "dropout": [(lambda x: F.dropout(x, 0.4, generator=tg.Generator(1)), [X])],
+    "linear": [(F.linear, [X, TARGET, [0.1, 0.2, 0.3]]), (F.linear, [X.reshape(3, 2, 2), TARGET[:, :2]])],
+    "embedding": [(lambda w: F.embedding(tensor([[1, 2], [2, 2]]), w), [X])],
+    "layer_norm": [
         (lambda x, w, b: F.layer_norm(x, 4, w, b), [X, WEIGHT, WEIGHT]),
         (lambda x: F.layer_norm(x, (3, 4)), [X]),
+    ],
+    "cross_entropy": [
         (lambda x: F.cross_entropy(x, tensor(INDICES), tensor(WEIGHT), 0, label_smoothing=0.2), [X]),
         (lambda x, p: F.cross_entropy(x, p, tensor(WEIGHT), label_smoothing=0.2), [X, SHARES]),
-        (lambda x, w: F.cross_entropy(x, tensor(INDICES), w), [X, WEIGHT]),
-        (lambda x: F.nll_loss(x, tensor(INDICES), tensor(WEIGHT), reduction="none"), [X]),
-        (lambda x, p, w: F.binary_cross_entropy_with_logits(x, p, w, pos_weight=w), [X, SHARES, WEIGHT]),
-        (lambda x, p: F.binary_cross_entropy_with_logits(x, p), [np.zeros((3, 4)), SHARES]),
-        (F.mse_loss, [X, TARGET]),
-        (F.l1_loss, [X, TARGET]),
-        (lambda x, y: F.huber_loss(x, y, delta=0.7), [X, TARGET]),
-        (F.huber_loss, [X, X]),
+        (lambda x, w: F.cross_entropy(x, tensor(INDICES), w, label_smoothing=0.2), [X, WEIGHT]),
+        (lambda x: F.cross_entropy(x, tensor(1)), [X[0]]),
     ],
-)
-def test_gradients_against_differences(backend: str, f: Any, arrays: list[Any]) -> None:
+    "nll_loss": [(lambda x: F.nll_loss(x, tensor(INDICES), tensor(WEIGHT), reduction="none"), [X])],
+    "binary_cross_entropy_with_logits": [
+        (lambda x, p, w: F.binary_cross_entropy_with_logits(x, p, w, pos_weight=w), [X, SHARES, WEIGHT]),
+        (F.binary_cross_entropy_with_logits, [np.zeros((3, 4)), SHARES]),
+    ],
+    "mse_loss": [(F.mse_loss, [X, TARGET])],
+    "l1_loss": [(lambda x, y: F.l1_loss(x, y, "sum"), [X, TARGET])],
+    "huber_loss": [(lambda x, y: F.huber_loss(x, y, delta=0.7), [X, TARGET]), (F.huber_loss, [X, X])],
+}
+
+
+def test_every_function_has_a_call() -> None:
+    assert set(CALLS) == set(F.__all__)
+
+
+@pytest.mark.parametrize(("name", "k"), [(name, k) for name, calls in CALLS.items() for k in range(len(calls))])
+def test_gradients_against_differences(backend: str, name: str, k: int) -> None:
+    f, arrays = CALLS[name][k]
     sources = [tensor(a, requires_grad=True) for a in arrays]
     assert gradcheck(f, sources)
     assert gradgradcheck(f, sources)
