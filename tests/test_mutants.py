@@ -18,7 +18,7 @@ from case import results, tensors
 from cases import CASES
 
 import tinygrad_rnn as tg
-from tinygrad_rnn.checks import GradientError, gradcheck
+from tinygrad_rnn.checks import GradientError, gradcheck, gradgradcheck
 from tinygrad_rnn.ops import declare
 from tinygrad_rnn.ops.declare import REGISTRY
 from tinygrad_rnn.ops.rule import Plan, Rule
@@ -206,6 +206,48 @@ def test_every_planted_mistake_is_noticed(rule, operand):
             if not killed:
                 survivors.append(label)
     assert not survivors
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_detached(v) for v in value)
+    return value.detach() if isinstance(value, tg.Tensor) else value
+
+
+def _second_numbers(f: Any, draw: Any) -> list[np.ndarray]:
+    operands = tensors(draw(), requires_grad=True)
+    ys = results(f(*operands))
+    rng = np.random.default_rng(1)
+    needed = [x for x in operands if x.requires_grad]
+    given = [tg.Tensor(np.asarray(rng.standard_normal(y.shape)), requires_grad=True) for y in ys]
+    first = tg.grad(ys, needed, given, create_graph=True)
+    second = tg.grad(
+        first, needed, [np.asarray(rng.standard_normal(g.shape)) for g in first], allow_unused=True, retain_graph=True
+    )
+    return [np.zeros(x.shape) if g is None else g.numpy() for x, g in zip(needed, second, strict=True)]
+
+
+@pytest.mark.parametrize(("rule", "operand"), PRODUCTS, ids=[f"{rule.name}.{operand}" for rule, operand in PRODUCTS])
+def test_a_product_that_forgets_what_it_reads_is_noticed(rule, operand):
+    """Right to first order; its own gradient lacks what goes through the operands and the result."""
+    true = rule.vjps[operand]
+    names = ", ".join(true.__code__.co_varnames[: true.__code__.co_argcount])
+    wrong = eval(f"lambda {names}: run({names})", {"run": lambda F, g, *reads: true(F, g, *_detached(reads))})
+    noticed = differs = False
+    for case in [case for case in cases_of(rule, operand) if results(case.ours(*tensors(case.draw())))][:12]:
+        right = _second_numbers(case.ours, case.draw)
+        plant(rule, operand, wrong)
+        try:
+            differs |= not all(map(_equal, _second_numbers(case.ours, case.draw), right))
+            gradgradcheck(case.ours, tensors(case.draw(), requires_grad=True), eps=case.eps)
+        except GradientError:
+            noticed = True
+        finally:
+            plant(rule, operand, true)
+    tally["same"] += not differs
+    tally["planted"] += differs
+    tally["killed"] += differs and noticed
+    assert noticed == differs
 
 
 def test_the_tally(capsys):
