@@ -1,6 +1,8 @@
 """What a tensor is: dtypes, construction, and how it behaves among Python's and NumPy's own things."""
 
+import copy
 import functools
+import pickle
 from typing import Any
 
 import numpy as np
@@ -71,8 +73,6 @@ def test_ints_with_float32_are_float32_and_keep_their_kind_among_themselves(back
 
 
 def test_float64_stays_float64_in_an_array_whose_dtype_is_an_object_of_its_own() -> None:
-    import pickle
-
     array = pickle.loads(pickle.dumps(np.array([1.0, 2.0])))
     x = tg.Tensor(array)
     for result in (x.sum(), x.mean(), x.max(), tg.concatenate([x, x]), tg.where(x > 1, x, 0.0), 1 / x, tg.erf(x)):
@@ -264,3 +264,15 @@ def test_properties(backend: str) -> None:
 def test_a_list_of_tensors_would_lose_their_gradients() -> None:
     with pytest.raises(TypeError, match=r"tg\.stack"):
         tg.Tensor([leaf(1.0), leaf(2.0)])
+
+
+def test_a_copied_module_has_its_own_graph() -> None:
+    layer = tg.nn.Linear(2, 1)
+    x = on_backend(np.ones((1, 2), np.float32))
+    alive = layer(x)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        other(x).sum().backward()
+        assert other.weight.grad is not None
+        assert layer.weight.grad is None
+    with pytest.raises(RuntimeError, match=r"detach\(\) it first"):
+        copy.deepcopy(alive)

@@ -159,6 +159,14 @@ class Tensor:
         """
         gradients.backward(self, grad, create_graph if retain_graph is None else retain_graph, create_graph)
 
+    def __getstate__(self) -> Any:
+        """For copy and pickle: a copy has no part in the graphs that use the original."""
+        if self._node is not None:
+            raise RuntimeError(f"cannot copy {_name(self)}, the result of {self._made_by!r}: detach() it first")
+        state: Any = object.__getstate__(self)
+        attributes, slots = state
+        return attributes, slots | {"_shared": None}
+
     def __repr__(self) -> str:
         return f"tensor({self._describe()})"
 
