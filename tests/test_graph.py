@@ -147,6 +147,16 @@ def test_a_write_before_the_use_is_no_error(backend: str) -> None:
     assert gradient(w) == [2.0, 4.0]
 
 
+def test_a_write_through_a_view_of_what_a_parameter_was_made_of_is_an_error(backend: str) -> None:
+    data = on_backend([[1.0, 2.0], [3.0, 4.0]])
+    view = data.detach()
+    parameter = tg.nn.Parameter(data)
+    y = (leaf([[1.0, 1.0]]) @ parameter).sum()
+    view._touch()
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.backward()
+
+
 def test_the_error_names_a_parameter() -> None:
     linear = tg.nn.Linear(2, 2)
     x = leaf([[1.0, 2.0]], np.float32)

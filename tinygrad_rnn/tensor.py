@@ -69,7 +69,15 @@ class Tensor:
 
     def _touch(self) -> None:
         """Note that the data has been written in place, so that a graph which still needs the old values raises."""
-        (self if self._base is None else self._base)._written = tape.tick()
+        self._owner._written = tape.tick()
+
+    @property
+    def _owner(self) -> Tensor:
+        """The tensor whose memory this is in the end: a leaf may have become a view of the parameter made of it."""
+        owner = self
+        while owner._base is not None:
+            owner = owner._base
+        return owner
 
     @property
     def _memory(self) -> Tensor | None:

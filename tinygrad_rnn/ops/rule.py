@@ -176,9 +176,7 @@ def _check(value: Any, node: Node) -> None:
         for item in value:
             _check(item, node)
     elif isinstance(value, Tensor):
-        owner = value
-        while owner._base is not None:
-            owner = owner._base
+        owner = value._owner
         if owner._written > node.number:
             raise RuntimeError(
                 f"{_name(owner)}, was changed in place after {node.rule.name!r} used it, whose gradient needs the "
