@@ -83,7 +83,8 @@ class Backend:
         return self.library.asarray(value, dtype=dtype)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        return np.asarray(array)
+        host: np.ndarray[Any, Any] = array.get()
+        return host
 
     def to_backend(self, array: Array, name: str) -> Array:
         return get_backend(name).asarray(self.to_numpy(array))
@@ -171,6 +172,9 @@ class _NumPy(Backend):
     def __init__(self) -> None:
         super().__init__("numpy", np, np.ndarray)
 
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        return np.asarray(array)
+
     def sum(self, array: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
         return np.add.reduce(array, axis, keepdims=keepdims)  # type: ignore[call-overload]
 
@@ -215,10 +219,6 @@ class _CuPy(Backend):
         if not cupy.cuda.is_available():
             raise RuntimeError("CuPy is installed but finds no GPU: is there one, and is NVIDIA's driver installed?")
         super().__init__("cupy", cupy, cupy.ndarray)
-
-    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        host: np.ndarray[Any, Any] = array.get()
-        return host
 
 
 _by_name: dict[str, Backend] = {}

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from tinygrad_rnn import ops
 from tinygrad_rnn.random import Generator, default_generator
 from tinygrad_rnn.tape import no_grad
-from tinygrad_rnn.tensor import Tensor, _backend, _name
+from tinygrad_rnn.tensor import Tensor, _backend, _name, as_tensor
 
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
 
@@ -140,7 +140,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     TypeError
         If ``x`` and ``weight`` differ in dtype: nothing is widened or narrowed in silence.
     """
-    x = x if isinstance(x, Tensor) else Tensor(x)
+    x = as_tensor(x)
     if not x.ndim or x.shape[-1] != weight.shape[-1]:
         raise ValueError(
             f"{_name(weight)} takes inputs of {weight.shape[-1]} features, got an input of shape {x.shape}"
@@ -164,7 +164,7 @@ def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -
 
     Rows at ``padding_idx`` get no gradient.
     """
-    indices = indices if isinstance(indices, Tensor) else Tensor(indices)
+    indices = as_tensor(indices)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices must be ints, got dtype {indices.dtype}")
     count = weight.shape[0]
@@ -231,7 +231,7 @@ def cross_entropy(
     _check_reduction("cross_entropy", reduction)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must be from 0 to 1, got {label_smoothing}")
-    target = target if isinstance(target, Tensor) else Tensor(target)
+    target = as_tensor(target)
     axis = _class_axis("cross_entropy", input, weight)
     classes = input.shape[axis]
     if target.dtype.kind == "f":
@@ -253,7 +253,7 @@ def cross_entropy(
             spread = ops.mean(per_class * (ops.expand_dims(total, axis) - input), axis)
         spread = ops.where(target == ignore_index, 0.0, spread)
         losses = (1 - label_smoothing) * losses + label_smoothing * spread
-    return ops.sum(losses) / ops.sum(weights) if reduction == "mean" else _reduce(losses, reduction)
+    return _reduce(losses, reduction, weights)
 
 
 def nll_loss(
@@ -265,10 +265,10 @@ def nll_loss(
 ) -> Tensor:
     """`cross_entropy` of log-probabilities, as `log_softmax` gives them, and class indices."""
     _check_reduction("nll_loss", reduction)
-    target = target if isinstance(target, Tensor) else Tensor(target)
+    target = as_tensor(target)
     axis = _class_axis("nll_loss", input, weight)
     losses, weights = _picked("nll_loss", 0.0, input, target, weight, ignore_index, axis)
-    return ops.sum(losses) / ops.sum(weights) if reduction == "mean" else _reduce(losses, reduction)
+    return _reduce(losses, reduction, weights)
 
 
 def binary_cross_entropy_with_logits(
@@ -325,8 +325,10 @@ def _same_shape(name: str, input: Tensor, target: Tensor, reduction: str) -> Non
         raise ValueError(f"{name}: input and target must have one shape, got {input.shape} and {target.shape}")
 
 
-def _reduce(losses: Tensor, reduction: str) -> Tensor:
-    return ops.mean(losses) if reduction == "mean" else ops.sum(losses) if reduction == "sum" else losses
+def _reduce(losses: Tensor, reduction: str, weights: Tensor | None = None) -> Tensor:
+    if reduction == "mean":
+        return ops.mean(losses) if weights is None else ops.sum(losses) / ops.sum(weights)
+    return ops.sum(losses) if reduction == "sum" else losses
 
 
 def _class_axis(name: str, input: Tensor, weight: Tensor | None) -> int:

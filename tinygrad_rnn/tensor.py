@@ -48,10 +48,13 @@ class Tensor:
         array = _as_array(data, dtype)
         if requires_grad and array.dtype.kind != "f":
             raise TypeError(f"only floating-point tensors can require gradients, got dtype {array.dtype}")
-        _init(self, array)
+        self._data = array
+        self._node = None
+        self._base = data._memory if isinstance(data, Tensor) and array is data._data else None
+        self._shared = None
+        self._written = 0
         self.requires_grad = requires_grad
-        if isinstance(data, Tensor) and array is data._data:
-            self._base = data._memory
+        self.grad = None
 
     @property
     def data(self) -> Array:
@@ -345,16 +348,6 @@ class Tensor:
 _new = object.__new__  # a third of the time that calling a class takes
 
 
-def _init(tensor: Tensor, array: Array) -> None:
-    tensor._data = array
-    tensor._node = None
-    tensor._base = None
-    tensor._shared = None
-    tensor._written = 0
-    tensor.requires_grad = False
-    tensor.grad = None
-
-
 def _wrap(array: Array, node: tape.Node | None = None) -> Tensor:
     """A tensor around a raw array, as fast as can be."""
     tensor = _new(Tensor)
@@ -366,6 +359,11 @@ def _wrap(array: Array, node: tape.Node | None = None) -> Tensor:
     tensor.requires_grad = node is not None
     tensor.grad = None
     return tensor
+
+
+def as_tensor(value: TensorLike, dtype: Any = None) -> Tensor:
+    """``value`` itself if it is a tensor, else a tensor of it."""
+    return value if isinstance(value, Tensor) else Tensor(value, dtype=dtype)
 
 
 def _backend(tensor: Tensor) -> Backend:

@@ -17,7 +17,7 @@ from tinygrad_rnn.nn import init
 from tinygrad_rnn.nn.module import Module, Parameter
 from tinygrad_rnn.ops import sigmoid, split, tanh, zeros
 from tinygrad_rnn.random import Generator
-from tinygrad_rnn.tensor import Tensor, _backend, _name
+from tinygrad_rnn.tensor import Tensor, _backend, _name, as_tensor
 
 
 class Cell(Module):
@@ -83,7 +83,7 @@ class Cell(Module):
         -------
         The output, shape (batch, hidden_size), and the next state.
         """
-        x = x if isinstance(x, Tensor) else Tensor(x)
+        x = as_tensor(x)
         if x.ndim != 2 or x.shape[1] != self.input_size:
             raise ValueError(
                 f"{_name(self.weight_ih)}, takes x of shape (batch, {self.input_size}), got x of shape {x.shape}"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn.backend import get_backend
-from tinygrad_rnn.tensor import Tensor
+from tinygrad_rnn.tensor import Tensor, as_tensor
 
 __all__ = [
     "arange",
@@ -60,7 +60,7 @@ def one_hot(indices: Any, num_classes: int, dtype: Any = np.float32) -> Tensor:
     TypeError
         If ``indices`` are no ints.
     """
-    indices = indices if isinstance(indices, Tensor) else Tensor(indices)
+    indices = as_tensor(indices)
     if indices.dtype.kind not in "iu":
         raise TypeError(f"one_hot needs int indices, got dtype {indices.dtype}")
     classes = arange(num_classes).to(indices.backend)

@@ -16,7 +16,7 @@ from tinygrad_rnn.ops.declare import Operand, operation
 from tinygrad_rnn.ops.elementwise import add
 from tinygrad_rnn.ops.reduction import axes_of
 from tinygrad_rnn.ops.shape import reshape
-from tinygrad_rnn.tensor import Tensor
+from tinygrad_rnn.tensor import Tensor, as_tensor
 
 __all__ = [
     "getitem",
@@ -68,7 +68,7 @@ def _parted(index: Any) -> tuple[tuple[Any, ...], list[Any]]:
             continue
         if isinstance(item, list) and not item:
             item = np.zeros(0, np.intp)  # NumPy's way with an index of nothing
-        array = item if isinstance(item, Tensor) else Tensor(item)
+        array = as_tensor(item)
         if array.dtype.kind not in "iub":
             raise IndexError(f"an index must hold ints or bools, got dtype {array.dtype}")
         static.append(HOLE)
@@ -81,8 +81,8 @@ def scatter_add(x: Tensor, index: Any, values: Tensor) -> Tensor:
 
     ``values`` must have the shape of ``x[index]``.
     """
-    x = x if isinstance(x, Tensor) else Tensor(x)
-    values = values if isinstance(values, Tensor) else Tensor(values, dtype=x.dtype)
+    x = as_tensor(x)
+    values = as_tensor(values, dtype=x.dtype)
     static, arrays = _parted(index)
     expected = getitem(x.detach(), index).shape
     if values.shape != expected:
@@ -92,7 +92,7 @@ def scatter_add(x: Tensor, index: Any, values: Tensor) -> Tensor:
 
 def take(x: Tensor, indices: Any, axis: int | None = None) -> Tensor:
     """The slices of ``x`` along ``axis`` at ``indices``; None: elements of ``x`` as if it were 1-d."""
-    x = x if isinstance(x, Tensor) else Tensor(x)
+    x = as_tensor(x)
     if axis is None:
         return getitem(reshape(x, (-1,)), indices)
     (axis,) = axes_of(axis, x.ndim)
@@ -101,8 +101,8 @@ def take(x: Tensor, indices: Any, axis: int | None = None) -> Tensor:
 
 def take_along_axis(x: Tensor, indices: Tensor, axis: int) -> Tensor:
     """Elements of ``x`` at positions along ``axis``; ``indices`` has as many axes as ``x``, and broadcasts."""
-    x = x if isinstance(x, Tensor) else Tensor(x)
-    indices = indices if isinstance(indices, Tensor) else Tensor(indices)
+    x = as_tensor(x)
+    indices = as_tensor(indices)
     if indices.ndim != x.ndim:
         raise ValueError(f"take_along_axis: indices must have {x.ndim} axes as x has, got shape {indices.shape}")
     (axis,) = axes_of(axis, x.ndim)

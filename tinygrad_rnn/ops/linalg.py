@@ -11,7 +11,7 @@ from tinygrad_rnn.ops.elementwise import multiply
 from tinygrad_rnn.ops.indexing import axis_range, getitem
 from tinygrad_rnn.ops.reduction import Axis, axes_of, sum
 from tinygrad_rnn.ops.shape import concatenate, expand_dims, reshape, squeeze, transpose
-from tinygrad_rnn.tensor import Tensor, TensorLike
+from tinygrad_rnn.tensor import Tensor, TensorLike, as_tensor
 
 __all__ = [
     "einsum",
@@ -86,7 +86,7 @@ def prod(x: Tensor, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
     A tree of products: it needs no VJP of its own, and is right at zeros to any order, where ``out / x`` is not.
     """
-    x = x if isinstance(x, Tensor) else Tensor(x)
+    x = as_tensor(x)
     axes = axes_of(axis, x.ndim)
     rest = [a for a in range(x.ndim) if a not in axes]
     tree = reshape(transpose(x, (*rest, *axes)), (*[x.shape[a] for a in rest], product(x.shape[a] for a in axes)))
@@ -140,7 +140,7 @@ def einsum(subscripts: str, *operands: Tensor) -> Tensor:
     --------
     ``einsum("bi,hi->bh", x, w)`` is ``x @ w.T``.
     """
-    tensors = [t if isinstance(t, Tensor) else Tensor(t) for t in operands]
+    tensors = [as_tensor(t) for t in operands]
     inputs, arrow, result = subscripts.replace(" ", "").partition("->")
     letters = inputs.split(",")
     if len(letters) != len(tensors):

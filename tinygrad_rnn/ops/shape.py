@@ -8,7 +8,7 @@ from typing import Any
 from tinygrad_rnn.backend import Array
 from tinygrad_rnn.ops.declare import Operand, operation, operation_with_results, sum_to
 from tinygrad_rnn.ops.reduction import Axis, axes_of
-from tinygrad_rnn.tensor import Tensor
+from tinygrad_rnn.tensor import Tensor, as_tensor
 
 __all__ = [
     "broadcast_to",
@@ -66,7 +66,7 @@ def transpose(F: Any, x: Operand, /, axes: tuple[int, ...] | None = None) -> Arr
 
 def moveaxis(x: Tensor, source: int | tuple[int, ...], destination: int | tuple[int, ...]) -> Tensor:
     """``x`` with the axes ``source`` moved to the positions ``destination``."""
-    x = x if isinstance(x, Tensor) else Tensor(x)
+    x = as_tensor(x)
     sources, destinations = axes_of(source, x.ndim), axes_of(destination, x.ndim)
     if len(sources) != len(destinations):
         raise ValueError(f"moveaxis needs as many destinations as sources, got {destination} and {source}")
@@ -78,7 +78,7 @@ def moveaxis(x: Tensor, source: int | tuple[int, ...], destination: int | tuple[
 
 def swapaxes(x: Tensor, axis1: int, axis2: int) -> Tensor:
     """``x`` with two axes exchanged."""
-    x = x if isinstance(x, Tensor) else Tensor(x)
+    x = as_tensor(x)
     (first,), (second,) = axes_of(axis1, x.ndim), axes_of(axis2, x.ndim)
     order = list(range(x.ndim))
     order[first], order[second] = second, first
@@ -124,7 +124,7 @@ def pad(x: Tensor, pad_width: Any, constant_values: float = 0) -> Tensor:
     pad_width
         How many elements to put before and after: an int for all axes, a pair for all axes, or a pair for each axis.
     """
-    x = x if isinstance(x, Tensor) else Tensor(x)
+    x = as_tensor(x)
     if isinstance(pad_width, int):
         pad_width = (pad_width, pad_width)
     if len(pad_width) == 2 and isinstance(pad_width[0], int):
@@ -136,7 +136,7 @@ def pad(x: Tensor, pad_width: Any, constant_values: float = 0) -> Tensor:
 
 def tile(x: Tensor, reps: int | tuple[int, ...]) -> Tensor:
     """``x`` repeated ``reps`` times along each axis."""
-    x = x if isinstance(x, Tensor) else Tensor(x)
+    x = as_tensor(x)
     times = (reps,) if isinstance(reps, int) else tuple(reps)
     ndim = max(x.ndim, len(times))
     times = (1,) * (ndim - len(times)) + times
@@ -219,7 +219,7 @@ def split(x: Tensor, indices_or_sections: int | Sequence[int], axis: int = 0) ->
     ValueError
         If the axis cannot be cut into that many equal parts, or the indices are not in order within it.
     """
-    x = x if isinstance(x, Tensor) else Tensor(x)
+    x = as_tensor(x)
     (axis,) = axes_of(axis, x.ndim)
     length = x.shape[axis]
     if isinstance(indices_or_sections, int):

@@ -7,8 +7,8 @@ from math import inf
 
 import numpy as np
 
-from tinygrad_rnn.backend import Array, Backend, backend_of, get_backend
-from tinygrad_rnn.tensor import Tensor, _wrap
+from tinygrad_rnn.backend import Array, Backend, get_backend
+from tinygrad_rnn.tensor import Tensor, _backend, _wrap
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite shows in the norm
@@ -54,8 +54,7 @@ def clip_grad_norm_(
     if not owners:
         return Tensor(get_backend().zeros((), dtype=np.float32))
     gradients = [p.grad._data for p in owners if p.grad is not None]
-    F = backend_of(gradients[0])
-    assert F is not None
+    F = _backend(owners[0])
     total = F.asarray(_norm(F, gradients, norm_type))
     if error_if_nonfinite and not F.isfinite(total):
         raise RuntimeError(f"the norm of order {norm_type} of the gradients is {_wrap(total).item()}, not finite")
@@ -86,9 +85,7 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
         raise ValueError(f"clip_value must be at least 0, got {clip_value}")
     for p in _with_gradient(parameters):
         g = _writable_gradient(p)
-        F = backend_of(g)
-        assert F is not None
-        g[...] = F.clip(g, -clip_value, clip_value)
+        g[...] = _backend(p).clip(g, -clip_value, clip_value)
 
 
 def _norm(F: Backend, gradients: list[Array], order: float) -> Array:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tinygrad_rnn.backend import Array, Backend, backend_of
-from tinygrad_rnn.tensor import Tensor, _name
+from tinygrad_rnn.tensor import Tensor, _backend, _name
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]]
 Group: TypeAlias = dict[str, Any]  # "params", and the options for them
@@ -185,7 +185,7 @@ class Optimizer:
                     due.append((group, p, g))
         for group, p, g in due:
             data = p._data
-            F = _backend(data)
+            F = _backend(p)
             state = self.state.get(p)
             if state is None:
                 state = self.state[p] = self.init_state(F, data, group)
@@ -262,7 +262,7 @@ class Optimizer:
 
     def _restored(self, what: str, p: Tensor, group: Group, saved: Mapping[str, Any]) -> State:
         """``saved`` in the types that ``init_state`` gives, or, where that gives nothing, like the parameter."""
-        F = _backend(p._data)
+        F = _backend(p)
         fresh = self.init_state(F, p._data, group)
         if missing := sorted(fresh.keys() - saved.keys()):
             raise ValueError(f"{what} lacks {', '.join(missing)}, which {type(self).__name__} needs")
@@ -281,12 +281,6 @@ class Optimizer:
             else:
                 state[key] = value
         return state
-
-
-def _backend(array: Array) -> Backend:
-    backend = backend_of(array)
-    assert backend is not None
-    return backend
 
 
 def _check_number(name: str, value: Any) -> None:
