@@ -5,8 +5,10 @@ from tinygrad_rnn.backend import get_backend, set_backend, use_backend
 from tinygrad_rnn.checkpoint import CheckpointError, load, save
 from tinygrad_rnn.checks import GradientError, gradcheck, gradgradcheck
 from tinygrad_rnn.gradients import grad
+from tinygrad_rnn.nest import detach
 from tinygrad_rnn.ops import *
 from tinygrad_rnn.random import Generator, manual_seed
+from tinygrad_rnn.recurrence import expose, scan
 from tinygrad_rnn.tape import no_grad
 from tinygrad_rnn.tensor import Tensor
 
@@ -17,6 +19,8 @@ __all__ = [
     "Generator",
     "GradientError",
     "Tensor",
+    "detach",
+    "expose",
     "functional",
     "get_backend",
     "grad",
@@ -28,6 +32,7 @@ __all__ = [
     "no_grad",
     "optim",
     "save",
+    "scan",
     "set_backend",
     "use_backend",
 ]

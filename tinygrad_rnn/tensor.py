@@ -139,7 +139,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same data, out of the graph: no gradient passes through the result."""
-        return Tensor(self)
+        return ops.stop_gradient(self)
 
     def to(self, backend: str | None = None, dtype: Any = None) -> Tensor:
         """This tensor on another backend, of another dtype, or both; gradients flow back through the move."""

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn.functional import linear, relu
-from tinygrad_rnn.nn import init
+from tinygrad_rnn.nn.init import orthogonal_, uniform_
 from tinygrad_rnn.nn.module import Module, Parameter
 from tinygrad_rnn.ops import sigmoid, split, tanh, zeros
 from tinygrad_rnn.random import Generator
+from tinygrad_rnn.recurrence import expose
 from tinygrad_rnn.tensor import Tensor, _backend, _name, as_tensor
 
 
@@ -33,20 +34,25 @@ class Cell(Module):
         Of the parameters, and so of inputs and state.
     generator
         Where the initial values come from.
+    init
+        ``"orthogonal"``: the initial values named below. ``"torch"``: PyTorch's, everything evenly from
+        +-1/sqrt(hidden_size).
+    output_size
+        Number of features of ``h``, if a cell makes it of another size than the gates.
 
     Attributes
     ----------
     weight_ih
         Shape (gates * hidden_size, input_size); initially Glorot-uniform for each gate (Glorot & Bengio 2010).
     weight_hh
-        Shape (gates * hidden_size, hidden_size); initially orthogonal for each gate (Saxe et al. 2014).
+        Shape (gates * hidden_size, output_size); initially orthogonal for each gate (Saxe et al. 2014).
     bias_ih, bias_hh
         Shape (gates * hidden_size,), or None; initially 0. Only their sum matters: there are two because PyTorch has
         two, and together they learn at twice the rate of one.
     """
 
     gates: int
-    parts: tuple[str, ...] = ("h",)  # of the state
+    parts: tuple[str, ...] = ("h",)  # of the state; the first is as wide as the output
 
     def __init__(
         self,
@@ -55,19 +61,31 @@ class Cell(Module):
         bias: bool = True,
         dtype: Any = np.float32,
         generator: Generator | None = None,
+        init: str = "orthogonal",
+        output_size: int | None = None,
     ) -> None:
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+        output_size = hidden_size if output_size is None else output_size
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size}
+        for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {size}")
+        if init not in ("orthogonal", "torch"):
+            raise ValueError(f"{type(self).__name__}: init must be 'orthogonal' or 'torch', got {init!r}")
         self.input_size = input_size
         self.hidden_size = hidden_size
+        self.output_size = output_size
         rows = self.gates * hidden_size
-        bound = (6 / (input_size + hidden_size)) ** 0.5
-        self.weight_ih = init.uniform_(Parameter(zeros((rows, input_size), dtype)), -bound, bound, generator)
-        weight_hh = Parameter(zeros((rows, hidden_size), dtype))
-        self.weight_hh = init.orthogonal_(weight_hh, blocks=self.gates, generator=generator)
+        self.weight_ih = Parameter(zeros((rows, input_size), dtype))
+        self.weight_hh = Parameter(zeros((rows, output_size), dtype))
         self.bias_ih = Parameter(zeros(rows, dtype)) if bias else None
         self.bias_hh = Parameter(zeros(rows, dtype)) if bias else None
+        if init == "torch":
+            for parameter in self.parameters():
+                uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5, generator)
+        else:
+            bound = (6 / (input_size + hidden_size)) ** 0.5
+            uniform_(self.weight_ih, -bound, bound, generator)
+            orthogonal_(self.weight_hh, blocks=self.gates, generator=generator)
 
     def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """One step.
@@ -81,7 +99,7 @@ class Cell(Module):
 
         Returns
         -------
-        The output, shape (batch, hidden_size), and the next state.
+        The output, shape (batch, output_size), and the next state.
         """
         x = as_tensor(x)
         if x.ndim != 2 or x.shape[1] != self.input_size:
@@ -101,9 +119,9 @@ class Cell(Module):
             kind = type(state).__name__
             got = f"{kind} of {len(state)}" if isinstance(state, (tuple, list)) else kind
             raise TypeError(f"{type(self).__name__}: the state must be {wanted}, got {got}")
-        expected = (x.shape[0], self.hidden_size)
         dtype = self.weight_hh.dtype
-        for name, part in zip(self.parts, parts, strict=True):
+        for i, (name, part) in enumerate(zip(self.parts, parts, strict=True)):
+            expected = (x.shape[0], self.hidden_size if i else self.output_size)
             if part.shape != expected:
                 raise ValueError(
                     f"{_name(self.weight_hh)}, takes {name} of shape {expected} beside x of shape {x.shape}, "
@@ -117,10 +135,11 @@ class Cell(Module):
 
     def init_state(self, batch: int) -> Any:
         """A state of zeros for ``batch`` sequences, of the parameters' dtype and on their backend."""
-        return self._zeros(batch)
-
-    def _zeros(self, batch: int) -> Tensor:
-        return Tensor(_backend(self.weight_hh).zeros((batch, self.hidden_size), dtype=self.weight_hh.dtype))
+        made = tuple(
+            Tensor(_backend(self.weight_hh).zeros((batch, size), dtype=self.weight_hh.dtype))
+            for size in (self.output_size, *[self.hidden_size] * (len(self.parts) - 1))
+        )
+        return made if len(made) > 1 else made[0]
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias_ih is not None else ", bias=False")
@@ -142,8 +161,9 @@ class RNNCell(Cell):
         nonlinearity: str | Callable[[Tensor], Tensor] = "tanh",
         dtype: Any = np.float32,
         generator: Generator | None = None,
+        init: str = "orthogonal",
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, dtype, generator)
+        super().__init__(input_size, hidden_size, bias, dtype, generator, init)
         named = {"tanh": tanh, "relu": relu}
         if isinstance(nonlinearity, str) and nonlinearity not in named:
             raise ValueError(f"nonlinearity must be 'tanh', 'relu' or a function, got {nonlinearity!r}")
@@ -151,6 +171,7 @@ class RNNCell(Cell):
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         h = self.nonlinearity(linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh))
+        expose(h=h)
         return h, h
 
 
@@ -176,6 +197,7 @@ class GRUCell(Cell):
         z = sigmoid(z_x + z_h)
         n = tanh(n_x + r * n_h)
         h = n + z * (h - n)
+        expose(r=r, z=z, n=n, h=h)
         return h, h
 
 
@@ -192,7 +214,9 @@ class LSTMCell(Cell):
         h' = o * tanh(c')
 
     Gates are stacked in the order i, f, g, o. The state is the pair (h, c), the output is h. The forget gate's part of
-    ``bias_ih`` is initially 1, so that memory lasts before anything is learned (Jozefowicz et al. 2015).
+    ``bias_ih`` is initially 1, so that memory lasts before anything is learned (Jozefowicz et al. 2015), unless
+    ``init="torch"``. With ``proj_size`` above 0 there is a ``weight_hr`` of shape (proj_size, hidden_size), and
+    ``h' = W_hr (o * tanh(c'))`` (Sak et al. 2014).
     """
 
     gates = 4
@@ -203,21 +227,29 @@ class LSTMCell(Cell):
         input_size: int,
         hidden_size: int,
         bias: bool = True,
+        proj_size: int = 0,
         dtype: Any = np.float32,
         generator: Generator | None = None,
+        init: str = "orthogonal",
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, dtype, generator)
-        if self.bias_ih is not None:
+        if proj_size < 0 or proj_size >= hidden_size > 0:
+            raise ValueError(f"LSTMCell: proj_size must be from 0 to below hidden_size, {hidden_size}, got {proj_size}")
+        super().__init__(input_size, hidden_size, bias, dtype, generator, init, proj_size or None)
+        if self.bias_ih is not None and init == "orthogonal":
             self.bias_ih._data[hidden_size : 2 * hidden_size] = 1
-
-    def init_state(self, batch: int) -> tuple[Tensor, Tensor]:
-        """A pair (h, c) of zeros for ``batch`` sequences."""
-        return self._zeros(batch), self._zeros(batch)
+        self.weight_hr: Parameter | None = None
+        if proj_size:
+            bound = hidden_size**-0.5
+            self.weight_hr = uniform_(Parameter(zeros((proj_size, hidden_size), dtype)), -bound, bound, generator)
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         h, c = state
         gates = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh)
         i, f, g, o = split(gates, 4, axis=-1)
-        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
-        h = sigmoid(o) * tanh(c)
+        i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+        c = f * c + i * g
+        h = o * tanh(c)
+        if self.weight_hr is not None:
+            h = linear(h, self.weight_hr)
+        expose(i=i, f=f, g=g, o=o, c=c, h=h)
         return h, (h, c)

@@ -5,7 +5,8 @@ This package is itself a namespace that gradients compute with: see ``declare.py
 
 import sys
 
-from tinygrad_rnn.ops import creation, elementwise, indexing, linalg, reduction, rule, shape
+from tinygrad_rnn.ops import altered, creation, elementwise, indexing, linalg, reduction, rule, shape
+from tinygrad_rnn.ops.altered import *
 from tinygrad_rnn.ops.creation import *
 from tinygrad_rnn.ops.elementwise import *
 from tinygrad_rnn.ops.indexing import *
@@ -20,5 +21,6 @@ __all__ += shape.__all__
 __all__ += linalg.__all__
 __all__ += indexing.__all__
 __all__ += creation.__all__
+__all__ += altered.__all__
 
 rule.TENSORS = sys.modules[__name__]

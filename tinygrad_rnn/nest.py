@@ -1,0 +1,60 @@
+"""Nests: tuples, lists and dicts of tensors, in each other at any depth, as states of recurrent cells are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tinygrad_rnn.tensor import Tensor
+
+
+def leaves(nest: Any, where: str = "") -> list[tuple[str, Any]]:
+    """What ``nest`` holds, in order, each with its place in it, such as ``[0]['h']``."""
+    if isinstance(nest, (tuple, list)):
+        return [leaf for i, part in enumerate(nest) for leaf in leaves(part, f"{where}[{i}]")]
+    if isinstance(nest, Mapping):
+        return [leaf for key, part in nest.items() for leaf in leaves(part, f"{where}[{key!r}]")]
+    return [(where, nest)]
+
+
+def map_nest(function: Callable[..., Any], nest: Any, *others: Any) -> Any:
+    """A nest like ``nest`` of the results of ``function`` on what it and ``others`` hold at each place.
+
+    Raises
+    ------
+    TypeError
+        If one of ``others`` is not built as ``nest`` is.
+    """
+    if not isinstance(nest, (tuple, list, Mapping)):
+        for other in others:
+            if isinstance(other, (tuple, list, Mapping)):
+                raise TypeError(f"the nests differ: {describe(nest)} and {describe(other)}")
+        return function(nest, *others)
+    for other in others:
+        if type(other) is not type(nest) or len(other) != len(nest):
+            raise TypeError(f"the nests differ: {describe(nest)} and {describe(other)}")
+    if isinstance(nest, Mapping):
+        for other in others:
+            if other.keys() != nest.keys():
+                raise TypeError(f"the nests differ: {describe(nest)} and {describe(other)}")
+        return {key: map_nest(function, part, *[other[key] for other in others]) for key, part in nest.items()}
+    parts = [map_nest(function, *group) for group in zip(nest, *others, strict=True)]
+    if isinstance(nest, list):
+        return parts
+    return type(nest)(*parts) if hasattr(nest, "_fields") else tuple(parts)
+
+
+def describe(nest: Any) -> str:
+    """How error messages show a nest: its brackets, and the shapes of its tensors."""
+    if isinstance(nest, list):
+        return f"[{', '.join(map(describe, nest))}]"
+    if isinstance(nest, tuple):
+        return f"({', '.join(map(describe, nest))}{',' if len(nest) == 1 else ''})"
+    if isinstance(nest, Mapping):
+        return f"{{{', '.join(f'{key!r}: {describe(part)}' for key, part in nest.items())}}}"
+    return f"tensor of {nest.shape}" if isinstance(nest, Tensor) else type(nest).__name__
+
+
+def detach(nest: Any) -> Any:
+    """The same nest of the same data, out of the graph: what to carry from one batch to the next."""
+    return map_nest(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, nest)

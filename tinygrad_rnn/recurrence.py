@@ -1,0 +1,221 @@
+"""`scan`, a recurrent cell over a sequence; and `expose`, by which a cell shows values of each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.backend import Array, get_backend
+from tinygrad_rnn.nest import describe, leaves, map_nest
+from tinygrad_rnn.ops import pad, reshape, stack, unstack, where
+from tinygrad_rnn.tensor import Tensor, as_tensor
+
+_exposed: ContextVar[dict[str, Tensor] | None] = ContextVar("tinygrad_rnn_exposed", default=None)
+
+
+def expose(**values: Tensor) -> None:
+    """Called by a cell at each step: show ``values`` to whoever asked for them by name.
+
+    See the argument ``expose`` of `scan` and of the recurrent layers. When nobody asked, nothing happens.
+    """
+    found = _exposed.get()
+    if found is not None:
+        found.update(values)
+
+
+def scan(
+    cell: Callable[[Any, Any], tuple[Any, Any]],
+    xs: Any,
+    state: Any = None,
+    reverse: bool = False,
+    lengths: Any = None,
+    reset: Any = None,
+    expose: Sequence[str] = (),
+) -> Any:
+    """Call ``cell`` at each step of a sequence, handing its state on; backprop through this loop is BPTT.
+
+    Parameters
+    ----------
+    cell
+        ``cell(x, state) -> (y, state)``, a module or a function. If it has ``for_sequence(batch)``, that is called
+        once, and its result at each step: this is how a cell draws what is to stay the same for a whole sequence.
+    xs
+        A tensor of shape (T, B, ...), or a nest of such. T must be at least 1.
+    state
+        A nest of tensors whose first axis is B; None means ``cell.init_state(B)``.
+    reverse
+        Go from the last step to the first. ``ys`` are in the order of ``xs`` all the same.
+    lengths
+        Ints of shape (B,), from 0 to T, on the host: how many steps of each row are real. What comes after them is
+        not seen by the cell, whatever it holds; its outputs and gradients are 0. Going in reverse, each row starts at
+        its own end.
+    reset
+        Bools of shape (T, B): where a row begins anew. Nothing passes between that step and the one before it: the
+        row starts again from ``cell.init_state(B)``, or from ``state`` if the cell has no ``init_state``.
+    expose
+        Names of values that the cell shows by `expose`, wanted at each step.
+
+    Returns
+    -------
+    ys
+        The outputs of all steps, shape (T, B, ...), or a nest of such.
+    state
+        After the last step, of each row's own.
+    exposed
+        Only if ``expose`` names something: a dict of tensors (T, B, ...), 0 past the end of a row.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a shape, a length or a dtype is wrong, or the cell returns a state unlike the one that it was given.
+    """
+    xs = map_nest(as_tensor, xs)
+    steps, batch, device = _extent(xs, lengths is not None or reset is not None)
+    alive = np.ones((steps, 1), bool) if lengths is None else _alive(lengths, steps, batch)
+    begins = None if reset is None else _begins(reset, alive, steps, batch, reverse)
+    init_state = getattr(cell, "init_state", None)
+    if state is None and init_state is None:
+        raise TypeError("state: the cell has no init_state, so scan must be given the state to start from")
+    fresh = init_state(batch) if init_state and (state is None or begins is not None) else state
+    state = map_nest(as_tensor, fresh if state is None else state)
+    if lengths is not None or begins is not None:
+        _check_batch(state, batch)
+        _alike(state, fresh, "init_state gives")
+
+    def mask(rows: Array) -> Tensor:
+        return Tensor(get_backend(device).asarray(rows))
+
+    # Steps that no row reaches are left out, but for one that tells what outputs look like.
+    reached = max(int(alive.any(axis=1).sum()), 1)
+    ragged = [not row.all() for row in alive[:reached]]
+    if reached < steps:
+        xs = map_nest(lambda leaf: leaf[:reached], xs)
+    if any(ragged):
+        real = mask(alive[:reached])
+        xs = map_nest(lambda leaf: _choose(real, leaf, 0), xs)
+    inputs = _slices(xs, reached)
+    step = cell.for_sequence(batch) if hasattr(cell, "for_sequence") else cell
+    results: list[Any] = [None] * reached
+    for t in reversed(range(reached)) if reverse else range(reached):
+        if begins is not None and begins[t].any():
+            at = mask(begins[t])
+            state = map_nest(lambda old, new, at=at: _choose(at, new, old), state, fresh)
+        y, following, shown = _call(step, inputs[t], state, expose)
+        _alike(state, following, f"the cell, at step {t}, returned")
+        if ragged[t]:
+            goes_on = mask(alive[t])
+            following = map_nest(lambda old, new, at=goes_on: _choose(at, new, old), state, following)
+        results[t] = (y, shown)
+        state = following
+    ys, exposed = map_nest(lambda *parts: stack(parts), *results)
+    if any(ragged):
+        ys, exposed = map_nest(lambda leaf: _choose(real, leaf, 0), (ys, exposed))
+    if reached < steps:
+        ys, exposed = map_nest(lambda leaf: _lengthen(leaf, steps), (ys, exposed))
+    return (ys, state, exposed) if expose else (ys, state)
+
+
+def _call(step: Callable[[Any, Any], Any], x: Any, state: Any, names: Sequence[str]) -> tuple[Any, Any, Any]:
+    """One step, and what it exposes under ``names``."""
+    if not names:
+        y, following = step(x, state)
+        return y, following, {}
+    found: dict[str, Tensor] = {}
+    token = _exposed.set(found)
+    try:
+        y, following = step(x, state)
+    finally:
+        _exposed.reset(token)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(f"expose: the cell shows {', '.join(found) or 'nothing'}, but not {', '.join(missing)}")
+    return y, following, {name: found[name] for name in names}
+
+
+def _extent(xs: Any, needs_batch: bool) -> tuple[int, int, str]:
+    """Steps, rows (1 if there is no such axis) and backend of the inputs."""
+    parts = leaves(xs)
+    if not parts:
+        raise TypeError("xs: an empty nest, so there is nothing to take steps over")
+    axes = 2 if needs_batch else 1
+    first = parts[0][1]
+    for place, leaf in parts:
+        if leaf.ndim < axes:
+            raise ValueError(f"xs{place} must have shape (T, {'B, ' if needs_batch else ''}...), got {leaf.shape}")
+        if leaf.shape[:axes] != first.shape[:axes]:
+            raise ValueError(f"xs{place} has shape {leaf.shape}, beside {first.shape}: steps and rows must agree")
+    if not first.shape[0]:
+        raise ValueError(f"xs has no steps: shape {first.shape}")
+    return first.shape[0], first.shape[1] if first.ndim > 1 else 1, first.backend
+
+
+def _alive(lengths: Any, steps: int, batch: int) -> Array:
+    """Bools (T, B): where a row is within its length."""
+    lengths = lengths.numpy() if isinstance(lengths, Tensor) else np.asarray(lengths)
+    if lengths.shape != (batch,):
+        raise ValueError(f"lengths must have shape ({batch},), one for each row of xs, got {lengths.shape}")
+    if lengths.dtype.kind not in "iu" and lengths.size:
+        raise TypeError(f"lengths must be ints, got dtype {lengths.dtype}")
+    wrong = [f"{n} in row {row}" for row, n in enumerate(lengths.tolist()) if not 0 <= n <= steps]
+    if wrong:
+        raise ValueError(f"lengths must be from 0 to the {steps} steps of xs, got {', '.join(wrong)}")
+    return np.arange(steps)[:, None] < lengths
+
+
+def _begins(reset: Any, alive: Array, steps: int, batch: int, reverse: bool) -> Array:
+    """Bools (T, B): which rows are started anew before a step is taken."""
+    reset = reset.numpy() if isinstance(reset, Tensor) else np.asarray(reset)
+    if reset.shape != (steps, batch):
+        raise ValueError(
+            f"reset must have shape ({steps}, {batch}), one for each step and row of xs, got {reset.shape}"
+        )
+    if reset.dtype.kind != "b":
+        raise TypeError(f"reset must be bools, got dtype {reset.dtype}")
+    inside = reset & alive
+    # Backwards, a row begins anew at the last step before the mark.
+    return np.concatenate([inside[1:], np.zeros_like(inside[:1])]) if reverse else inside
+
+
+def _check_batch(state: Any, batch: int) -> None:
+    for place, leaf in leaves(state):
+        if not leaf.ndim or leaf.shape[0] != batch:
+            raise ValueError(f"state{place} must have {batch} rows as xs has, got shape {leaf.shape}")
+
+
+def _alike(state: Any, other: Any, whose: str) -> None:
+    """Refuse a state of another nest, shape or dtype."""
+    if isinstance(state, Tensor) and isinstance(other, Tensor):
+        pairs = [("", state, other)]
+    else:
+        ours, theirs = leaves(state), leaves(other)
+        if [place for place, _ in ours] != [place for place, _ in theirs]:
+            raise TypeError(f"{whose} a state {describe(other)}, expected one like {describe(state)}")
+        pairs = [(place, a, b) for (place, a), (_, b) in zip(ours, theirs, strict=True)]
+    for place, a, b in pairs:
+        part = f"state{place}" if place else "a state"
+        if not isinstance(b, Tensor):
+            raise TypeError(f"{whose} {part} that is no tensor: {type(b).__name__}")
+        if a.shape != b.shape:
+            raise ValueError(f"{whose} {part} of shape {b.shape}, expected {a.shape}")
+        if a.dtype != b.dtype:
+            raise TypeError(f"{whose} {part} of dtype {b.dtype}, expected {a.dtype}")
+
+
+def _slices(xs: Any, steps: int) -> list[Any]:
+    """The inputs of each step; taken apart at once, see `tinygrad_rnn.unstack`."""
+    if isinstance(xs, Tensor):
+        return unstack(xs)
+    parts = {id(leaf): unstack(leaf) for _, leaf in leaves(xs)}
+    return [map_nest(lambda leaf, t=t: parts[id(leaf)][t], xs) for t in range(steps)]
+
+
+def _choose(mask: Tensor, a: Any, b: Any) -> Tensor:
+    """``where``, with the axes of ``mask`` the first of those of ``a``."""
+    return where(reshape(mask, mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
+
+
+def _lengthen(x: Tensor, steps: int) -> Tensor:
+    return pad(x, ((0, steps - x.shape[0]),) + ((0, 0),) * (x.ndim - 1))
