@@ -11,6 +11,7 @@ from tinygrad_rnn.random import Generator, manual_seed
 from tinygrad_rnn.recurrence import expose, scan
 from tinygrad_rnn.tape import no_grad
 from tinygrad_rnn.tensor import Tensor
+from tinygrad_rnn.training import sequence_loss, tbptt
 
 __version__ = "0.1.0"
 
@@ -33,7 +34,9 @@ __all__ = [
     "optim",
     "save",
     "scan",
+    "sequence_loss",
     "set_backend",
+    "tbptt",
     "use_backend",
 ]
 __all__ += ops.__all__

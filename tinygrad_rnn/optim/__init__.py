@@ -2,6 +2,7 @@
 
 from tinygrad_rnn.optim.algorithms import SGD, Adagrad, Adam, AdamW, RMSprop
 from tinygrad_rnn.optim.clip import clip_grad_norm_, clip_grad_value_
+from tinygrad_rnn.optim.growth import GraphGrowthWarning
 from tinygrad_rnn.optim.optimizer import Optimizer
 from tinygrad_rnn.optim.schedules import (
     CosineAnnealingLR,
@@ -21,6 +22,7 @@ __all__ = [
     "AdamW",
     "CosineAnnealingLR",
     "ExponentialLR",
+    "GraphGrowthWarning",
     "LRScheduler",
     "LinearLR",
     "MultiStepLR",

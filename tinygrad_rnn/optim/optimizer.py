@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tinygrad_rnn.backend import Array, Backend, backend_of
+from tinygrad_rnn.optim.growth import Watch
 from tinygrad_rnn.tensor import Tensor, _backend, _name
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -71,6 +72,7 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups: list[Group] = []
         self.state: dict[Tensor, State] = {}
+        self._watch = Watch()
         for group in given:
             self.add_param_group(group)
 
@@ -166,7 +168,8 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient, in place.
 
-        A graph recorded before that still needs the old values raises in its backward.
+        A graph recorded before that still needs the old values raises in its backward. A graph that grows from step
+        to step is noticed after some steps, with a `GraphGrowthWarning` that names the tensor which holds it.
 
         Raises
         ------
@@ -191,6 +194,7 @@ class Optimizer:
                 state = self.state[p] = self.init_state(F, data, group)
             self.update(F, data, -g if group.get("maximize") else g, state, group)
             p._touch()
+        self._watch.step()
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of options and state, in PyTorch's layout.
