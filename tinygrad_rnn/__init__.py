@@ -1,10 +1,11 @@
 """Recurrent networks in ordinary operations: a small reverse-mode automatic differentiation library."""
 
-from tinygrad_rnn import functional, nn, ops, optim
+from tinygrad_rnn import data, functional, nn, ops, optim
 from tinygrad_rnn.backend import get_backend, set_backend, use_backend
 from tinygrad_rnn.checkpoint import CheckpointError, load, save
 from tinygrad_rnn.checks import GradientError, gradcheck, gradgradcheck
 from tinygrad_rnn.gradients import grad
+from tinygrad_rnn.ledger import gradient_ledger
 from tinygrad_rnn.nest import detach
 from tinygrad_rnn.ops import *
 from tinygrad_rnn.random import Generator, manual_seed
@@ -20,6 +21,7 @@ __all__ = [
     "Generator",
     "GradientError",
     "Tensor",
+    "data",
     "detach",
     "expose",
     "functional",
@@ -27,6 +29,7 @@ __all__ = [
     "grad",
     "gradcheck",
     "gradgradcheck",
+    "gradient_ledger",
     "load",
     "manual_seed",
     "nn",

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_rnn import tape
 from tinygrad_rnn.backend import Array, get_backend
 from tinygrad_rnn.nest import describe, leaves, map_nest
 from tinygrad_rnn.ops import pad, reshape, stack, unstack, where
 from tinygrad_rnn.tensor import Tensor, as_tensor
 
 _exposed: ContextVar[dict[str, Tensor] | None] = ContextVar("tinygrad_rnn_exposed", default=None)
+# Called with the number of steps when a sequence begins, and what it returns after each step; see ledger.py.
+_observer: ContextVar[Callable[[int], Callable[..., None]] | None] = ContextVar("tinygrad_rnn_observer", default=None)
 
 
 def expose(**values: Tensor) -> None:
@@ -98,17 +101,22 @@ def scan(
         xs = map_nest(lambda leaf: _choose(real, leaf, 0), xs)
     inputs = _slices(xs, reached)
     step = cell.for_sequence(batch) if hasattr(cell, "for_sequence") else cell
+    start_observing = _observer.get()
+    observe = None if start_observing is None else start_observing(steps)
     results: list[Any] = [None] * reached
     for t in reversed(range(reached)) if reverse else range(reached):
         if begins is not None and begins[t].any():
             at = mask(begins[t])
             state = map_nest(lambda old, new, at=at: _choose(at, new, old), state, fresh)
-        y, following, shown = _call(step, inputs[t], state, expose)
+        begun = tape.tick()
+        y, following, found = _call(step, inputs[t], state, bool(expose) or observe is not None)
         _alike(state, following, f"the cell, at step {t}, returned")
         if ragged[t]:
             goes_on = mask(alive[t])
             following = map_nest(lambda old, new, at=goes_on: _choose(at, new, old), state, following)
-        results[t] = (y, shown)
+        if observe is not None:
+            observe(t, begun, following, found)
+        results[t] = (y, _named(found, expose))
         state = following
     ys, exposed = map_nest(lambda *parts: stack(parts), *results)
     if any(ragged):
@@ -118,21 +126,25 @@ def scan(
     return (ys, state, exposed) if expose else (ys, state)
 
 
-def _call(step: Callable[[Any, Any], Any], x: Any, state: Any, names: Sequence[str]) -> tuple[Any, Any, Any]:
-    """One step, and what it exposes under ``names``."""
-    if not names:
-        y, following = step(x, state)
-        return y, following, {}
+def _call(step: Callable[[Any, Any], Any], x: Any, state: Any, listens: bool) -> tuple[Any, Any, dict[str, Tensor]]:
+    """One step, and what it exposes if somebody listens."""
     found: dict[str, Tensor] = {}
-    token = _exposed.set(found)
-    try:
+    if listens:
+        token = _exposed.set(found)
+        try:
+            y, following = step(x, state)
+        finally:
+            _exposed.reset(token)
+    else:
         y, following = step(x, state)
-    finally:
-        _exposed.reset(token)
+    return y, following, found
+
+
+def _named(found: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(f"expose: the cell shows {', '.join(found) or 'nothing'}, but not {', '.join(missing)}")
-    return y, following, {name: found[name] for name in names}
+    return {name: found[name] for name in names}
 
 
 def _extent(xs: Any, needs_batch: bool) -> tuple[int, int, str]:

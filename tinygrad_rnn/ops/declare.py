@@ -304,7 +304,7 @@ def shared(parent: tape.Parent, rule: Rule, plan: Plan, kept: tuple[Any, ...]) -
     A bias or a transposed weight is used at every step of a sequence: their cotangents are then summed first, and
     pulled through the broadcast or the transpose once.
     """
-    if type(parent) is Node:
+    if type(parent) is Node or MODE().listener is not None:  # who listens wants each use by itself
         return record(rule, (parent,), plan, kept)
     node: Node | None = parent._shared and parent._shared()
     if node is None or node.plan is not plan or node.kept != kept:
