@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn.functional import linear, relu
-from tinygrad_rnn.nn.init import orthogonal_, uniform_
+from tinygrad_rnn.nn.init import orthogonal_, uniform_, xavier_uniform_
 from tinygrad_rnn.nn.module import Module, Parameter
 from tinygrad_rnn.ops import sigmoid, split, tanh, zeros
 from tinygrad_rnn.random import Generator
@@ -83,8 +83,7 @@ class Cell(Module):
             for parameter in self.parameters():
                 uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5, generator)
         else:
-            bound = (6 / (input_size + hidden_size)) ** 0.5
-            uniform_(self.weight_ih, -bound, bound, generator)
+            xavier_uniform_(self.weight_ih, blocks=self.gates, generator=generator)
             orthogonal_(self.weight_hh, blocks=self.gates, generator=generator)
 
     def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
