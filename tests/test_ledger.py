@@ -132,3 +132,25 @@ def test_refusals(backend):
     layer = layers()["gru"]
     with pytest.raises(ValueError, match="needs no gradient"):
         tg.gradient_ledger(lambda: layer(draw(T, B, D))[0].sum().detach())
+
+
+def test_the_picture_shows_every_number(tmp_path):
+    layer, xs = nn.LSTM(D, H, 2, dtype=np.float64), draw(T, B, D)
+    ledger = tg.gradient_ledger(lambda: layer(xs)[0].sum(), gates=("f",), jacobian=True)
+    figure = tg.viz.plot_ledger(ledger)
+    lines = {line.get_label(): line.get_ydata() for axis in figure.axes[:3] for line in axis.lines}
+    run = ledger.runs[0]
+    np.testing.assert_array_equal(lines["|dL/dc|"], run.state["c"])
+    np.testing.assert_array_equal(lines["|dh_T/dh_t|"], run.jacobian)
+    np.testing.assert_array_equal(lines["f"], run.saturation["f"])
+    assert run.weights.keys() <= lines.keys()
+    assert len(figure.axes) == 6
+    assert figure.axes[0].get_yscale() == "log"
+    figure.savefig(tmp_path / "ledger.png")
+    assert (tmp_path / "ledger.png").stat().st_size > 10_000
+
+
+def test_the_picture_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"tinygrad_rnn\[examples\]"):
+        tg.viz.plot_ledger(tg.gradient_ledger(lambda: nn.RNN(2, 2)(tg.ones((2, 1, 2)))[0].sum()))

@@ -1,6 +1,9 @@
 """Recurrent networks in ordinary operations: a small reverse-mode automatic differentiation library."""
 
-from tinygrad_rnn import data, functional, nn, ops, optim
+from typing import TYPE_CHECKING, Any
+
+from tinygrad_rnn import functional, nn, ops, optim
+from tinygrad_rnn.anomaly import AnomalyError, detect_anomaly
 from tinygrad_rnn.backend import get_backend, set_backend, use_backend
 from tinygrad_rnn.checkpoint import CheckpointError, load, save
 from tinygrad_rnn.checks import GradientError, gradcheck, gradgradcheck
@@ -14,15 +17,20 @@ from tinygrad_rnn.tape import no_grad
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.training import sequence_loss, tbptt
 
+if TYPE_CHECKING:
+    from tinygrad_rnn import data, viz
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnomalyError",
     "CheckpointError",
     "Generator",
     "GradientError",
     "Tensor",
     "data",
     "detach",
+    "detect_anomaly",
     "expose",
     "functional",
     "get_backend",
@@ -41,5 +49,15 @@ __all__ = [
     "set_backend",
     "tbptt",
     "use_backend",
+    "viz",
 ]
 __all__ += ops.__all__
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``tg.data`` and ``tg.viz`` when they are first used: most programs need neither."""
+    if name in ("data", "viz"):
+        from importlib import import_module
+
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
