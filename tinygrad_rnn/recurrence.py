@@ -100,7 +100,7 @@ def scan(
         real = mask(alive[:reached])
         xs = map_nest(lambda leaf: _choose(real, leaf, 0), xs)
     inputs = _slices(xs, reached)
-    step = cell.for_sequence(batch) if hasattr(cell, "for_sequence") else cell
+    step = step_of(cell, batch)
     start_observing = _observer.get()
     observe = None if start_observing is None else start_observing(steps)
     results: list[Any] = [None] * reached
@@ -124,6 +124,11 @@ def scan(
     if reached < steps:
         ys, exposed = map_nest(lambda leaf: _lengthen(leaf, steps), (ys, exposed))
     return (ys, state, exposed) if expose else (ys, state)
+
+
+def step_of(cell: Any, batch: int) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """What to call at each step of one sequence of ``batch`` rows: the result of the cell's hook, or the cell."""
+    return cell.for_sequence(batch) if hasattr(cell, "for_sequence") else cell  # type: ignore[no-any-return]
 
 
 def _call(step: Callable[[Any, Any], Any], x: Any, state: Any, listens: bool) -> tuple[Any, Any, dict[str, Tensor]]:

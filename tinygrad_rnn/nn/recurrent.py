@@ -19,7 +19,7 @@ from tinygrad_rnn.nn.cells import Cell, GRUCell, LSTMCell, RNNCell
 from tinygrad_rnn.nn.module import Module, Parameter
 from tinygrad_rnn.ops import broadcast_to, concatenate, expand_dims, squeeze, stack, swapaxes, unstack
 from tinygrad_rnn.random import Generator
-from tinygrad_rnn.recurrence import _alike, scan
+from tinygrad_rnn.recurrence import _alike, scan, step_of
 from tinygrad_rnn.tensor import Tensor, as_tensor
 
 
@@ -389,7 +389,7 @@ class LearnedState(Module):
 
     def for_sequence(self, batch: int) -> Any:
         """What the cell itself runs on a sequence."""
-        return self.cell.for_sequence(batch) if hasattr(self.cell, "for_sequence") else self.cell
+        return step_of(self.cell, batch)
 
     def init_state(self, batch: int) -> Any:
         """The learned state, for ``batch`` rows."""

@@ -16,14 +16,10 @@ from tinygrad_rnn.nest import leaves, map_nest
 from tinygrad_rnn.nn.module import Module, Parameter
 from tinygrad_rnn.ops import ones_like, where
 from tinygrad_rnn.random import Generator, default_generator
+from tinygrad_rnn.recurrence import step_of
 from tinygrad_rnn.tensor import Tensor, as_tensor
 
 Step: TypeAlias = Callable[[Tensor, Any], tuple[Any, Any]]
-
-
-def step_of(cell: Any, batch: int) -> Step:
-    """What to call at each step of one sequence of ``batch`` rows: the result of the cell's hook, or the cell."""
-    return cell.for_sequence(batch) if hasattr(cell, "for_sequence") else cell  # type: ignore[no-any-return]
 
 
 class _Wrapper(Module):
