@@ -181,7 +181,7 @@ def page():
         "",
         "Every cell runs with every option of `nn.Recurrent` and in every wrapper. The number is the larger of the",
         "relative errors of the first and the second derivative through five steps, in float64, along a random",
-        "direction of inputs, state and weights, against differences. `python tests/test_cell_options.py` makes this page.",
+        "direction of inputs, state and weights, against differences. Made by `python tests/test_cell_options.py`.",
         "",
         "| cell | " + " | ".join(OPTIONS) + " |",
         "|---|" + "---|" * len(OPTIONS),

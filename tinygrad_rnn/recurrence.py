@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,49 +79,49 @@ def scan(
     xs = map_nest(as_tensor, xs)
     steps, batch, device = _extent(xs, lengths is not None or reset is not None)
     alive = np.ones((steps, 1), bool) if lengths is None else _alive(lengths, steps, batch)
-    begins = None if reset is None else _begins(reset, alive, steps, batch, reverse)
+    begins = np.zeros_like(alive) if reset is None else _begins(reset, alive, steps, batch, reverse)
     init_state = getattr(cell, "init_state", None)
     if state is None and init_state is None:
         raise TypeError("state: the cell has no init_state, so scan must be given the state to start from")
-    fresh = init_state(batch) if init_state and (state is None or begins is not None) else state
+    fresh = init_state(batch) if init_state and (state is None or reset is not None) else state
     state = map_nest(as_tensor, fresh if state is None else state)
-    if lengths is not None or begins is not None:
+    if lengths is not None or reset is not None:
         _check_batch(state, batch)
         _alike(state, fresh, "init_state gives")
 
-    def mask(rows: Array) -> Tensor:
-        return Tensor(get_backend(device).asarray(rows))
+    def masks(flags: Array) -> _Masks:
+        return _Masks(Tensor(get_backend(device).asarray(flags)))
 
     # Steps that no row reaches are left out, but for one that tells what outputs look like.
     reached = max(int(alive.any(axis=1).sum()), 1)
     ragged = [not row.all() for row in alive[:reached]]
+    renewed = [bool(row.any()) for row in begins[:reached]]
     if reached < steps:
         xs = map_nest(lambda leaf: leaf[:reached], xs)
     if any(ragged):
-        real = mask(alive[:reached])
-        xs = map_nest(lambda leaf: _choose(real, leaf, 0), xs)
+        real = masks(alive[:reached])
+        xs = map_nest(lambda leaf: real.choose(leaf, 0), xs)
     inputs = _slices(xs, reached)
+    fresh_at = masks(begins)
     step = step_of(cell, batch)
     start_observing = _observer.get()
     observe = None if start_observing is None else start_observing(steps)
     results: list[Any] = [None] * reached
     for t in reversed(range(reached)) if reverse else range(reached):
-        if begins is not None and begins[t].any():
-            at = mask(begins[t])
-            state = map_nest(lambda old, new, at=at: _choose(at, new, old), state, fresh)
+        if renewed[t]:
+            state = map_nest(partial(fresh_at.choose_at, t), fresh, state)
         begun = tape.tick()
         y, following, found = _call(step, inputs[t], state, bool(expose) or observe is not None)
         _alike(state, following, f"the cell, at step {t}, returned")
         if ragged[t]:
-            goes_on = mask(alive[t])
-            following = map_nest(lambda old, new, at=goes_on: _choose(at, new, old), state, following)
+            following = map_nest(partial(real.choose_at, t), following, state)
         if observe is not None:
             observe(t, begun, following, found)
         results[t] = (y, _named(found, expose))
         state = following
     ys, exposed = map_nest(lambda *parts: stack(parts), *results)
     if any(ragged):
-        ys, exposed = map_nest(lambda leaf: _choose(real, leaf, 0), (ys, exposed))
+        ys, exposed = map_nest(lambda leaf: real.choose(leaf, 0), (ys, exposed))
     if reached < steps:
         ys, exposed = map_nest(lambda leaf: _lengthen(leaf, steps), (ys, exposed))
     return (ys, state, exposed) if expose else (ys, state)
@@ -229,9 +230,22 @@ def _slices(xs: Any, steps: int) -> list[Any]:
     return [map_nest(lambda leaf, t=t: parts[id(leaf)][t], xs) for t in range(steps)]
 
 
-def _choose(mask: Tensor, a: Any, b: Any) -> Tensor:
-    """``where``, with the axes of ``mask`` the first of those of ``a``."""
-    return where(reshape(mask, mask.shape + (1,) * (a.ndim - mask.ndim)), a, b)
+class _Masks:
+    """Bools (T, B), and those of single steps in the shapes that they are asked for in."""
+
+    def __init__(self, flags: Tensor) -> None:
+        self.flags = flags
+        self.steps: dict[int, list[Tensor]] = {}  # by the number of axes of what is chosen
+
+    def choose(self, a: Tensor, b: Any) -> Tensor:
+        """``a`` (T, B, ...) where the flag is set, else ``b``."""
+        return where(reshape(self.flags, self.flags.shape + (1,) * (a.ndim - 2)), a, b)
+
+    def choose_at(self, t: int, a: Tensor, b: Any) -> Tensor:
+        """``a`` (B, ...) where the flag of step ``t`` is set, else ``b``."""
+        if a.ndim not in self.steps:
+            self.steps[a.ndim] = unstack(reshape(self.flags, self.flags.shape + (1,) * (a.ndim - 1)))
+        return where(self.steps[a.ndim][t], a, b)
 
 
 def _lengthen(x: Tensor, steps: int) -> Tensor:
