@@ -27,7 +27,8 @@ class Run:
     Attributes
     ----------
     state
-        For each part of the state the norm of the loss's gradient by it, after each step: ``|dL/dh_t|``.
+        For each part of the state the norm of the loss's gradient by it, after each step: ``|dL/dh_t|``. Of an LSTM
+        that by c counts what passes through h of the same step as well; that by h leaves out c's own path.
     weights
         For each weight the norm of each step's share in its gradient. The shares themselves add up to the gradient.
     jacobian
