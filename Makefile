@@ -31,6 +31,7 @@ test-gpu: $(VENV)/test.stamp $(VENV)/$(CUDA).stamp
 
 bench: $(VENV)/peers.stamp
 	$(BIN)/python benchmarks/eager.py
+	$(BIN)/python benchmarks/lengths.py
 
 clean:
 	rm -rf $(VENV)

@@ -67,8 +67,8 @@ def main() -> None:
     print(
         f"Made by `python benchmarks/lengths.py`, {torch.get_num_threads()} threads; Python "
         f"{platform.python_version()}, NumPy {np.__version__}, PyTorch {torch.__version__}, float32. Forward and "
-        "backward, milliseconds; lengths spread evenly from 1 to T. The ratios, with lengths over\n"
-        "padded, are medians of paired blocks.\n"
+        "backward, milliseconds;\nlengths spread evenly from 1 to T. The ratios, with lengths over padded, are medians "
+        "of paired blocks.\n"
     )
     names = ("ours padded", "ours lengths", "PyTorch padded", "PyTorch packed")
     print(f"| layer | input, hidden, batch, T | {' | '.join(names)} | ours, ratio | PyTorch, ratio |")
