@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 from cell_cases import (
@@ -376,6 +378,32 @@ def test_in_eval_a_row_stands_alone_and_one_is_enough(backend):
 
 
 # -- refusals
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_finished_rows_do_not_count_in_the_statistics(reverse, backend):
+    """Against a loop that gives the cell at each step only the rows that are within their length."""
+    cell, _ = made("batch norm")
+    by_hand = copy.deepcopy(cell)
+    xs, lengths = sequence(shape=(STEPS, 4, INPUT)), [5, 2, 0, 4]
+    padded = xs.numpy().copy()
+    for r, n in enumerate(lengths):
+        padded[n:, r] = np.nan
+    ys, (h, c, step) = tg.scan(cell, on_backend(padded), reverse=reverse, lengths=lengths)
+    rows = {r: tg.nest.map_nest(lambda part, r=r: part[r : r + 1], by_hand.init_state(4)) for r in range(4)}
+    for t in range(STEPS)[:: -1 if reverse else 1]:
+        alive = [r for r, n in enumerate(lengths) if t < n]
+        state = tg.nest.map_nest(lambda *parts: tg.concatenate(parts), *[rows[r] for r in alive])
+        by_hand.train(len(alive) > 1)
+        y, state = by_hand(tg.stack([xs[t, r] for r in alive]), state)
+        for i, r in enumerate(alive):
+            rows[r] = tg.nest.map_nest(lambda part, i=i: part[i : i + 1], state)
+            np.testing.assert_allclose(ys.numpy()[t, r], y.numpy()[i], rtol=1e-12, atol=1e-14)
+    for r in range(4):
+        for ours, theirs in zip((h, c, step), rows[r], strict=True):
+            np.testing.assert_allclose(ours.numpy()[r], theirs.numpy()[0], rtol=1e-12, atol=1e-14)
+    for (name, ours), (_, theirs) in zip(cell.named_buffers(), by_hand.named_buffers(), strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-12, atol=1e-14, err_msg=name)
 
 
 def x32(*shape):

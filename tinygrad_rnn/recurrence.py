@@ -16,6 +16,7 @@ from tinygrad_rnn.ops import pad, reshape, stack, unstack, where
 from tinygrad_rnn.tensor import Tensor, as_tensor
 
 _exposed: ContextVar[dict[str, Tensor] | None] = ContextVar("tinygrad_rnn_exposed", default=None)
+_present: ContextVar[Tensor | None] = ContextVar("tinygrad_rnn_present", default=None)
 # Called with the number of steps when a sequence begins, and what it returns after each step; see ledger.py.
 _observer: ContextVar[Callable[[int], Callable[..., None]] | None] = ContextVar("tinygrad_rnn_observer", default=None)
 
@@ -28,6 +29,14 @@ def expose(**values: Tensor) -> None:
     found = _exposed.get()
     if found is not None:
         found.update(values)
+
+
+def present_rows() -> Tensor | None:
+    """For a cell that mixes rows, as batch normalization does: bools (B,), which rows are within their length.
+
+    None stands for all of them.
+    """
+    return _present.get()
 
 
 def scan(
@@ -111,7 +120,8 @@ def scan(
         if renewed[t]:
             state = map_nest(partial(fresh_at.choose_at, t), fresh, state)
         begun = tape.tick()
-        y, following, found = _call(step, inputs[t], state, bool(expose) or observe is not None)
+        present = real.at(t, 1) if ragged[t] else None
+        y, following, found = _call(step, inputs[t], state, present, bool(expose) or observe is not None)
         _alike(state, following, f"the cell, at step {t}, returned")
         if ragged[t]:
             following = map_nest(partial(real.choose_at, t), following, state)
@@ -132,17 +142,20 @@ def step_of(cell: Any, batch: int) -> Callable[[Any, Any], tuple[Any, Any]]:
     return cell.for_sequence(batch) if hasattr(cell, "for_sequence") else cell  # type: ignore[no-any-return]
 
 
-def _call(step: Callable[[Any, Any], Any], x: Any, state: Any, listens: bool) -> tuple[Any, Any, dict[str, Tensor]]:
+def _call(
+    step: Callable[[Any, Any], Any], x: Any, state: Any, present: Tensor | None, listens: bool
+) -> tuple[Any, Any, dict[str, Tensor]]:
     """One step, and what it exposes if somebody listens."""
     found: dict[str, Tensor] = {}
-    if listens:
-        token = _exposed.set(found)
-        try:
-            y, following = step(x, state)
-        finally:
-            _exposed.reset(token)
-    else:
+    if present is None and not listens and _present.get() is None and _exposed.get() is None:
         y, following = step(x, state)
+        return y, following, found
+    tokens = _present.set(present), _exposed.set(found if listens else None)
+    try:
+        y, following = step(x, state)
+    finally:
+        _present.reset(tokens[0])
+        _exposed.reset(tokens[1])
     return y, following, found
 
 
@@ -243,9 +256,13 @@ class _Masks:
 
     def choose_at(self, t: int, a: Tensor, b: Any) -> Tensor:
         """``a`` (B, ...) where the flag of step ``t`` is set, else ``b``."""
-        if a.ndim not in self.steps:
-            self.steps[a.ndim] = unstack(reshape(self.flags, self.flags.shape + (1,) * (a.ndim - 1)))
-        return where(self.steps[a.ndim][t], a, b)
+        return where(self.at(t, a.ndim), a, b)
+
+    def at(self, t: int, ndim: int) -> Tensor:
+        """The flags of step ``t``, of shape (B, 1, ...)."""
+        if ndim not in self.steps:
+            self.steps[ndim] = unstack(reshape(self.flags, self.flags.shape + (1,) * (ndim - 1)))
+        return self.steps[ndim][t]
 
 
 def _lengthen(x: Tensor, steps: int) -> Tensor:

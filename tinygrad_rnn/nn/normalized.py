@@ -11,9 +11,25 @@ from tinygrad_rnn.nn.cells import Cell, LSTMCell
 from tinygrad_rnn.nn.gated import check_parts
 from tinygrad_rnn.nn.layers import LayerNorm
 from tinygrad_rnn.nn.module import Module, Parameter
-from tinygrad_rnn.ops import concatenate, full, mean, minimum, ones, sigmoid, split, sqrt, square, take, tanh, zeros
+from tinygrad_rnn.ops import (
+    concatenate,
+    full,
+    mean,
+    minimum,
+    ones,
+    reshape,
+    sigmoid,
+    split,
+    sqrt,
+    square,
+    take,
+    tanh,
+    where,
+    zeros,
+)
+from tinygrad_rnn.ops import sum as sum_
 from tinygrad_rnn.random import Generator
-from tinygrad_rnn.recurrence import expose
+from tinygrad_rnn.recurrence import expose, present_rows
 from tinygrad_rnn.tensor import Tensor, _backend
 
 
@@ -128,8 +144,9 @@ class BatchNormLSTMCell(Cell):
         ``var`` of shape (max_steps, features); ``bn_c`` has a ``bias`` too, initially 0, the others have the cell's.
 
     The state is (h, c, step), where ``step`` holds ints, shape (batch,): how many steps each row has been through.
-    Rows of a batch do not stand alone: in training there must be at least two, and rows that go on past the end of a
-    sequence count in the statistics. There is one bias, ``bias_ih``. The rest is as in `LSTMCell`.
+    Rows of a batch do not stand alone: in training there must be at least two. Rows past the end of their ``lengths``
+    do not count, and a row that is the last one left takes the running averages. There is one bias, ``bias_ih``. The
+    rest is as in `LSTMCell`.
     """
 
     gates = 4
@@ -194,10 +211,12 @@ class _StepwiseBatchNorm(Module):
 
     def forward(self, x: Tensor, step: Tensor) -> Tensor:
         step = minimum(step, self.mean.shape[0] - 1)
-        if self.training:
-            centre = mean(x, 0, keepdims=True)
-            spread = mean(square(x - centre), 0, keepdims=True)
-            self._note(centre, spread, step)
+        rows = present_rows()
+        seen = step if rows is None else step[rows]
+        if self.training and (rows is None or seen.shape[0] > 1):
+            centre = _average(x, rows)
+            spread = _average(square(x - centre), rows)
+            self._note(centre, spread, seen)
         else:
             centre, spread = take(self.mean, step, axis=0), take(self.var, step, axis=0)
         return _plus((x - centre) / sqrt(spread + self.eps) * self.weight, self.bias)
@@ -215,6 +234,13 @@ class _StepwiseBatchNorm(Module):
         for kept, new in ((self.mean, centre._data), (self.var, spread._data * (rows / (rows - 1)))):
             kept._data[at] = kept._data[at] * (1 - share) + new * share
             kept._touch()
+
+
+def _average(x: Tensor, rows: Tensor | None) -> Tensor:
+    """The mean over those rows, or over all."""
+    if rows is None:
+        return mean(x, 0, keepdims=True)
+    return sum_(where(reshape(rows, (-1, 1)), x, 0), 0, keepdims=True) / sum_(rows)
 
 
 def _plus(x: Tensor, bias: Parameter | None) -> Tensor:
