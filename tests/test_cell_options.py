@@ -103,6 +103,7 @@ def derivatives(cell, option, orders=(0, 1)):
     moving = [i for i, point in enumerate(points) if point.dtype.kind == "f"]
     steps = {i: draw.standard_normal(points[i].shape) for i in moving}
     others = {i: draw.standard_normal(points[i].shape) for i in moving}
+    averages = [buffer.numpy().copy() for buffer in layer.buffers()]
     rows: list[np.ndarray] = []
 
     def along(distance, order):
@@ -113,6 +114,8 @@ def derivatives(cell, option, orders=(0, 1)):
         for module in layer.modules():
             if hasattr(module, "generator"):
                 module.generator = generator()  # the same masks again
+        for buffer, values in zip(layer.buffers(), averages, strict=True):
+            buffer.data = on_backend(values).data  # and the same running averages
         given = iter(moved)
         x = next(given)
         start = map_nest(lambda _: next(given), state)
