@@ -18,7 +18,7 @@ from tinygrad_rnn import nn
 from tinygrad_rnn.nest import leaves, map_nest
 
 PAGE = Path(__file__).parent.parent / "docs" / "cells.md"
-STEPS, BATCH, SIZE = 5, 3, 2
+STEPS, BATCH, SIZE = 5, 4, 2
 EPS = 3e-6
 CELLS = {
     "RNN": lambda **k: nn.RNNCell(SIZE, SIZE, **k),
@@ -29,7 +29,7 @@ CELLS = {
     "LSTM, projected": lambda **k: nn.LSTMCell(SIZE, 3, proj_size=SIZE, **k),
     **cell_cases.CELLS,
 }
-LENGTHS = [5, 2, 3]
+LENGTHS = [5, 2, 5, 4]
 RESET = np.zeros((STEPS, BATCH), bool)
 RESET[[2, 1], [0, 2]] = True
 
