@@ -26,6 +26,8 @@ CELLS = {
     "RNN, PReLU": lambda **k: nn.RNNCell(SIZE, SIZE, nonlinearity=nn.PReLU(SIZE, dtype=np.float64), **k),
     "GRU": lambda **k: nn.GRUCell(SIZE, SIZE, **k),
     "LSTM": lambda **k: nn.LSTMCell(SIZE, SIZE, **k),
+    "GRU, leaky ReLU": lambda **k: nn.GRUCell(SIZE, SIZE, activation=tg.functional.leaky_relu, **k),
+    "LSTM, PReLU": lambda **k: nn.LSTMCell(SIZE, SIZE, activation=nn.PReLU(SIZE, dtype=np.float64), **k),
     "LSTM, projected": lambda **k: nn.LSTMCell(SIZE, 3, proj_size=SIZE, **k),
     **cell_cases.CELLS,
 }

@@ -259,3 +259,42 @@ def x32(*shape):
 def test_refusals(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_activations_stand_for_the_tanh(backend):
+    """With a linear activation the state is a product of gates and sums, which NumPy finds again."""
+    x, h = on_backend(np.array([[0.3, -0.2, 0.5]])), on_backend(np.array([[0.4, -0.6]]))
+    linear = {"activation": lambda a: 2 * a, "dtype": np.float64, "generator": tg.Generator(3)}
+
+    def sums(cell, gates):
+        values = x.numpy() @ cell.weight_ih.numpy().T + cell.bias_ih.numpy(), h.numpy() @ cell.weight_hh.numpy().T
+        return [np.split(part, gates, axis=1) for part in values]
+
+    def sigmoid(a):
+        return 1 / (1 + np.exp(-a))
+
+    cell = nn.GRUCell(3, 2, **linear)
+    (r_x, z_x, n_x), (r_h, z_h, n_h) = sums(cell, 3)
+    n, z = 2 * (n_x + sigmoid(r_x + r_h) * n_h), sigmoid(z_x + z_h)
+    np.testing.assert_allclose(cell(x, h)[0].numpy(), (1 - z) * n + z * h.numpy(), rtol=1e-12)
+    cell = nn.LSTMCell(3, 2, **linear)
+    i, f, g, o = [a + b for a, b in zip(*sums(cell, 4), strict=True)]
+    c = sigmoid(f) * h.numpy() + sigmoid(i) * 2 * g
+    np.testing.assert_allclose(cell(x, (h, h))[0].numpy(), sigmoid(o) * 2 * c, rtol=1e-12)
+    learned = nn.LSTMCell(3, 2, activation=nn.PReLU(2))
+    assert [name for name, _ in learned.named_parameters()][-1] == "activation.weight"
+
+
+def test_to_moves_gradients_too(backend):
+    cell = nn.GRUCell(3, 2)
+    cell(on_backend(np.ones((1, 3), np.float32)))[0].sum().backward()
+    before = cell.weight_ih.grad.numpy()
+    cell.to(dtype=np.float64)
+    assert cell.weight_ih.grad.dtype == np.float64
+    np.testing.assert_array_equal(cell.weight_ih.grad.numpy(), before)
+
+
+def test_a_state_of_another_dtype_is_refused(backend):
+    x, h = on_backend(np.ones((1, 3), np.float32)), on_backend(np.ones((1, 2)))
+    with pytest.raises(TypeError, match=r"is float32 and h is float64: convert the state, h\.astype\('float32'\)"):
+        nn.GRUCell(3, 2)(x, h)

@@ -184,17 +184,31 @@ class GRUCell(Cell):
         n  = tanh(W_in x + b_in + r * (W_hn h + b_hn))
         h' = (1 - z) * n + z * h
 
-    Gates are stacked in the order r, z, n. The state is ``h``, and so is the output.
+    Gates are stacked in the order r, z, n. The state is ``h``, and so is the output. ``activation``, any function of a
+    tensor, stands for the tanh.
     """
 
     gates = 3
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        dtype: Any = np.float32,
+        generator: Generator | None = None,
+        init: str = "orthogonal",
+        activation: Callable[[Tensor], Tensor] = tanh,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, dtype, generator, init)
+        self.activation = activation
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         r_x, z_x, n_x = split(linear(x, self.weight_ih, self.bias_ih), 3, axis=-1)
         r_h, z_h, n_h = split(linear(h, self.weight_hh, self.bias_hh), 3, axis=-1)
         r = sigmoid(r_x + r_h)
         z = sigmoid(z_x + z_h)
-        n = tanh(n_x + r * n_h)
+        n = self.activation(n_x + r * n_h)
         h = n + z * (h - n)
         expose(r=r, z=z, n=n, h=h)
         return h, h
@@ -215,7 +229,7 @@ class LSTMCell(Cell):
     Gates are stacked in the order i, f, g, o. The state is the pair (h, c), the output is h. The forget gate's part of
     ``bias_ih`` is initially 1, so that memory lasts before anything is learned (Jozefowicz et al. 2015), unless
     ``init="torch"``. With ``proj_size`` above 0 there is a ``weight_hr`` of shape (proj_size, hidden_size), and
-    ``h' = W_hr (o * tanh(c'))`` (Sak et al. 2014).
+    ``h' = W_hr (o * tanh(c'))`` (Sak et al. 2014). ``activation``, any function of a tensor, stands for both tanh.
     """
 
     gates = 4
@@ -230,12 +244,14 @@ class LSTMCell(Cell):
         dtype: Any = np.float32,
         generator: Generator | None = None,
         init: str = "orthogonal",
+        activation: Callable[[Tensor], Tensor] = tanh,
     ) -> None:
         if proj_size < 0 or proj_size >= hidden_size > 0:
             raise ValueError(f"LSTMCell: proj_size must be from 0 to below hidden_size, {hidden_size}, got {proj_size}")
         super().__init__(input_size, hidden_size, bias, dtype, generator, init, proj_size or None)
         if self.bias_ih is not None and init == "orthogonal":
             self.bias_ih._data[hidden_size : 2 * hidden_size] = 1
+        self.activation = activation
         self.weight_hr: Parameter | None = None
         if proj_size:
             bound = hidden_size**-0.5
@@ -245,9 +261,9 @@ class LSTMCell(Cell):
         h, c = state
         gates = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh)
         i, f, g, o = split(gates, 4, axis=-1)
-        i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+        i, f, g, o = sigmoid(i), sigmoid(f), self.activation(g), sigmoid(o)
         c = f * c + i * g
-        h = o * tanh(c)
+        h = o * self.activation(c)
         if self.weight_hr is not None:
             h = linear(h, self.weight_hr)
         expose(i=i, f=f, g=g, o=o, c=c, h=h)
