@@ -51,7 +51,8 @@ def test_ufunc(name: str) -> None:
 def test_ufunc_result_dtype_is_that_of_the_stand_in(name: str, dtype: str) -> None:
     ufunc = getattr(cupy, name)
     code = np.dtype(dtype).char
-    loops = [loop.split("->") for loop in ufunc.types]
+    known = set(np.typecodes["All"])  # with ml_dtypes installed CuPy lists bfloat16 too, which NumPy cannot name
+    loops = [(ins, out) for ins, out in (loop.split("->") for loop in ufunc.types) if known.issuperset(ins + out)]
     expected = next((out for ins, out in loops if all(np.can_cast(code, needed) for needed in ins)), None)
     operands = [strict.asarray(np.ones(1, dtype=dtype))] * ufunc.nin
     try:
