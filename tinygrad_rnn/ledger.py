@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,11 +159,13 @@ def _run(recording: _Recording, readers: list[tape.Node], found: dict[tape.Paren
             cotangent = found.get(_key(leaf))
             run.state.setdefault(part, blank.copy())[t] = 0.0 if cotangent is None else _norm(leaf, cotangent)
     shares: dict[Tensor, dict[int, Any]] = {}
+    order = list(recording.spans)  # in which the steps were taken
+    begins = [recording.spans[t][0] for t in order]
     for node in readers:
-        within = [t for t, (begun, ended) in recording.spans.items() if begun < node.number < ended]
-        if not within or node not in found:
+        t = order[bisect(begins, node.number) - 1]
+        begun, ended = recording.spans[t]
+        if not begun < node.number < ended or node not in found:
             continue
-        (t,) = within
         own = {parent for parent in node.parents if type(parent) is not tape.Node}
         for parent, pulled in zip(node.parents, node.rule.pull(node, found[node], False, own), strict=True):
             if parent in own and pulled is not None:
