@@ -293,9 +293,8 @@ class MinGRUCell(Cell):
                 raise ValueError(f"MinGRUCell: {name} must be at least 1, got {size}")
         self.input_size = input_size
         self.hidden_size = self.output_size = hidden_size
-        bound = (6 / (input_size + hidden_size)) ** 0.5
         weight_ih = Parameter(zeros((2 * hidden_size, input_size), dtype))
-        self.weight_ih = init.uniform_(weight_ih, -bound, bound, generator)
+        self.weight_ih = init.xavier_uniform_(weight_ih, blocks=2, generator=generator)
         self.bias_ih = Parameter(zeros(2 * hidden_size, dtype)) if bias else None
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
