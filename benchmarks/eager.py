@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timing import alternated
 
 import tinygrad_rnn as tg
 
@@ -85,14 +86,7 @@ def unrolled_lstm(sizes: tuple[int, int, int, int], pairs: int, calls: int) -> t
         b.grad = None
     if difference > 1e-4:
         raise SystemExit(f"the gradients differ by {difference:.1e}: nothing to compare")
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for _ in range(pairs):
-        for name, run in (("ours", run_ours), ("theirs", run_theirs)):
-            run()
-            start = time.perf_counter()
-            for _ in range(calls):
-                run()
-            times[name].append((time.perf_counter() - start) / calls * 1e3)
+    times = alternated({"ours": run_ours, "theirs": run_theirs}, pairs, calls)
     ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
     return median(times["ours"]), median(times["theirs"]), median(ratios), difference
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import platform
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from timing import alternated
 
 import tinygrad_rnn as tg
 
@@ -80,14 +80,7 @@ def main() -> None:
                 difference = np.abs(a - b).max() / np.abs(b).max()
                 if difference > 1e-4:
                     raise SystemExit(f"the results differ by {difference:.1e}: nothing to compare")
-            times: dict[str, list[float]] = {name: [] for name in names}
-            for _ in range(options.pairs):
-                for name in names:
-                    runs[name]()
-                    start = time.perf_counter()
-                    for _ in range(options.calls):
-                        runs[name]()
-                    times[name].append((time.perf_counter() - start) / options.calls * 1e3)
+            times = alternated(runs, options.pairs, options.calls)
             ratios = [
                 median(b / a for a, b in zip(times[padded], times[ragged], strict=True))
                 for padded, ragged in (names[:2], names[2:])
