@@ -103,8 +103,8 @@ def scan(
 
     # Steps that no row reaches are left out, but for one that tells what outputs look like.
     reached = max(int(alive.any(axis=1).sum()), 1)
-    ragged = [not row.all() for row in alive[:reached]]
-    renewed = [bool(row.any()) for row in begins[:reached]]
+    ragged: list[bool] = (~alive[:reached].all(axis=1)).tolist()
+    renewed: list[bool] = begins[:reached].any(axis=1).tolist()
     if reached < steps:
         xs = map_nest(lambda leaf: leaf[:reached], xs)
     if any(ragged):
@@ -183,9 +183,14 @@ def _extent(xs: Any, needs_batch: bool) -> tuple[int, int, str]:
     return first.shape[0], first.shape[1] if first.ndim > 1 else 1, first.backend
 
 
+def on_host(values: Any) -> np.ndarray[Any, Any]:
+    """A tensor or array-like as a NumPy array."""
+    return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
 def _alive(lengths: Any, steps: int, batch: int) -> Array:
     """Bools (T, B): where a row is within its length."""
-    lengths = lengths.numpy() if isinstance(lengths, Tensor) else np.asarray(lengths)
+    lengths = on_host(lengths)
     if lengths.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},), one for each row of xs, got {lengths.shape}")
     if lengths.dtype.kind not in "iu" and lengths.size:
@@ -198,7 +203,7 @@ def _alive(lengths: Any, steps: int, batch: int) -> Array:
 
 def _begins(reset: Any, alive: Array, steps: int, batch: int, reverse: bool) -> Array:
     """Bools (T, B): which rows are started anew before a step is taken."""
-    reset = reset.numpy() if isinstance(reset, Tensor) else np.asarray(reset)
+    reset = on_host(reset)
     if reset.shape != (steps, batch):
         raise ValueError(
             f"reset must have shape ({steps}, {batch}), one for each step and row of xs, got {reset.shape}"

@@ -13,7 +13,7 @@ from tinygrad_rnn.nest import detach, leaves, map_nest
 from tinygrad_rnn.ops import concatenate, mean, reshape, where
 from tinygrad_rnn.ops import sum as sum_
 from tinygrad_rnn.optim import Optimizer, clip_grad_norm_
-from tinygrad_rnn.recurrence import _alive
+from tinygrad_rnn.recurrence import _alive, on_host
 from tinygrad_rnn.tensor import Tensor, as_tensor
 
 
@@ -182,7 +182,7 @@ def sequence_loss(
     elif mask is None:
         real = np.ones((steps, batch), bool)
     else:
-        real = mask.numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+        real = on_host(mask)
         if real.shape != (steps, batch) or real.dtype.kind != "b":
             raise ValueError(f"mask must be bools of shape ({steps}, {batch}), got {real.dtype} of {real.shape}")
     counts = real.sum(axis=0)

@@ -6,9 +6,9 @@ from tinygrad_rnn.nn.gated import ChoGRUCell, LSTM97Cell, MGUCell, MinGRUCell, N
 from tinygrad_rnn.nn.layers import Dropout, Embedding, LayerNorm, Linear, ModuleList, Sequential
 from tinygrad_rnn.nn.module import Module, Parameter
 from tinygrad_rnn.nn.normalized import BatchNormLSTMCell, LayerNormGRUCell, LayerNormLSTMCell
-from tinygrad_rnn.nn.recurrent import GRU, LSTM, RNN, LearnedState, Recurrent
+from tinygrad_rnn.nn.recurrent import GRU, LSTM, RNN, Recurrent
 from tinygrad_rnn.nn.simple import IndRNNCell, IRNNCell, PReLU
-from tinygrad_rnn.nn.wrappers import DropConnect, RecurrentDropout, Residual, Zoneout
+from tinygrad_rnn.nn.wrappers import DropConnect, LearnedState, RecurrentDropout, Residual, Zoneout
 
 __all__ = [
     "GRU",

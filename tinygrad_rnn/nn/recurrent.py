@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,10 @@ import numpy as np
 from tinygrad_rnn import functional as F
 from tinygrad_rnn.nest import leaves, map_nest
 from tinygrad_rnn.nn.cells import Cell, GRUCell, LSTMCell, RNNCell
-from tinygrad_rnn.nn.module import Module, Parameter
-from tinygrad_rnn.ops import broadcast_to, concatenate, expand_dims, squeeze, stack, swapaxes, unstack
+from tinygrad_rnn.nn.module import Module
+from tinygrad_rnn.ops import concatenate, expand_dims, squeeze, stack, swapaxes, unstack
 from tinygrad_rnn.random import Generator
-from tinygrad_rnn.recurrence import _alike, scan, step_of
+from tinygrad_rnn.recurrence import _alike, on_host, scan
 from tinygrad_rnn.tensor import Tensor, as_tensor
 
 
@@ -134,15 +133,15 @@ class Recurrent(Module):
             raise ValueError(f"x must have shape (T, B, ...) or with batch_first (B, T, ...), got {h.shape}")
         if self.batch_first:
             h = swapaxes(h, 0, 1)
-            reset = None if reset is None else np.swapaxes(_host(reset), 0, 1)
+            reset = None if reset is None else np.swapaxes(on_host(reset), 0, 1)
         fresh = self._fresh(h.shape[1])
-        if state is None:
-            state = fresh
-        else:
+        if state is not None:
             _alike(fresh, state, "got")
-        states, shown = [], []
+        given = fresh if state is None else state
+        states: Any = []
+        shown: Any = []
         options = {"lengths": lengths, "reset": reset, "expose": expose}
-        for layer, (cells, before) in enumerate(zip(self._layers(), state if self.stacked else [state], strict=True)):
+        for layer, (cells, before) in enumerate(zip(self._layers(), given if self.stacked else [given], strict=True)):
             if layer:
                 h = F.dropout(h, self.dropout, self.training, self.generator)
             directions = before if self.bidirectional else (before,)
@@ -157,11 +156,13 @@ class Recurrent(Module):
                 y = y + h
             h = y
             states.append(self._joined([run[1] for run in runs]))
-            shown.append(self._joined([run[2] for run in runs]) if expose else None)
-        result = [h, *((states, shown) if self.stacked else (states[0], shown[0]))][: 3 if expose else 2]
+            if expose:
+                shown.append(self._joined([run[2] for run in runs]))
         if self.batch_first:
-            result[::2] = [map_nest(lambda leaf: swapaxes(leaf, 0, 1), part) for part in result[::2]]
-        return tuple(result)
+            h, shown = map_nest(lambda leaf: swapaxes(leaf, 0, 1), (h, shown))
+        if not self.stacked:
+            states, shown = states[0], shown[0] if expose else None
+        return (h, states, shown) if expose else (h, states)
 
     def extra_repr(self) -> str:
         said = {"batch_first": self.batch_first, "dropout": self.dropout, "residual": self.residual}
@@ -259,11 +260,10 @@ class _Face(Recurrent):
             )
         if x.ndim == 2:
             return self._one(x, state, lengths, reset, expose)
-        fresh = self._fresh(x.shape[0 if self.batch_first else 1])
         if state is not None:
-            _alike(self._packed(fresh), state, "got")
-        unpacked = fresh if state is None else self._unpacked(state)
-        y, states, *shown = super().forward(x, unpacked, lengths, reset, expose)
+            _alike(self.init_state(x.shape[0 if self.batch_first else 1]), state, "got")
+            state = self._unpacked(state)
+        y, states, *shown = super().forward(x, state, lengths, reset, expose)
         return (y, self._packed(states), *shown)
 
     def _one(self, x: Tensor, state: Any, lengths: Any, reset: Any, expose: Sequence[str]) -> Any:
@@ -365,45 +365,3 @@ class LSTM(_Face):
             return LSTMCell(inputs, hidden_size, bias, proj_size, dtype, generator, init)
 
         super().__init__(make, input_size, num_layers, batch_first, dropout, bidirectional, generator)
-
-
-class LearnedState(Module):
-    """A cell whose initial state is learned, one for all rows; it starts as the cell's own.
-
-    Parameters
-    ----------
-    cell
-        Any cell; each tensor of floats in its state gets a parameter, ``start_0`` and so on.
-    """
-
-    cell: Any
-
-    def __init__(self, cell: Module) -> None:
-        self.cell = cell
-        for name, (_, leaf) in zip(self._names(), leaves(self.cell.init_state(1)), strict=False):
-            if leaf.dtype.kind == "f":
-                setattr(self, name, Parameter(leaf.data[0].copy()))
-
-    def _names(self) -> Iterator[str]:
-        return (f"start_{i}" for i in count())
-
-    def for_sequence(self, batch: int) -> Any:
-        """What the cell itself runs on a sequence."""
-        return step_of(self.cell, batch)
-
-    def init_state(self, batch: int) -> Any:
-        """The learned state, for ``batch`` rows."""
-        names = self._names()
-
-        def start(leaf: Tensor) -> Tensor:
-            learned = vars(self).get(next(names))
-            return leaf if learned is None else broadcast_to(learned, leaf.shape)
-
-        return map_nest(start, self.cell.init_state(batch))
-
-    def forward(self, x: Tensor, state: Any = None) -> Any:
-        return self.cell(x, self.init_state(as_tensor(x).shape[0]) if state is None else state)
-
-
-def _host(values: Any) -> np.ndarray[Any, Any]:
-    return values.numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -1,4 +1,4 @@
-"""Cells around cells: dropout of the state, zoneout, dropout of the recurrent weights, a residual connection.
+"""Cells around cells: dropout of state or recurrent weights, zoneout, a residual, a learned initial state.
 
 A wrapper is a cell itself, so they may stand in each other. What is to stay the same for a whole sequence is drawn by
 ``for_sequence(batch)``, which is called once before it and returns what to call as ``step(x, state)`` at each step; a
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from itertools import count
 from typing import Any, TypeAlias
 
 from tinygrad_rnn.functional import dropout
 from tinygrad_rnn.nest import leaves, map_nest
 from tinygrad_rnn.nn.module import Module, Parameter
-from tinygrad_rnn.ops import ones_like, where
+from tinygrad_rnn.ops import broadcast_to, ones_like, where
 from tinygrad_rnn.random import Generator, default_generator
 from tinygrad_rnn.recurrence import step_of
 from tinygrad_rnn.tensor import Tensor, as_tensor
@@ -193,6 +194,35 @@ class DropConnect(_Wrapper):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+class LearnedState(_Wrapper):
+    """A cell whose initial state is learned, one for all rows; it starts as the cell's own.
+
+    Parameters
+    ----------
+    cell
+        Any cell; each tensor of floats in its state gets a parameter, ``start_0`` and so on.
+    """
+
+    def __init__(self, cell: Any) -> None:
+        super().__init__(cell)
+        for i, (_, leaf) in enumerate(leaves(self.cell.init_state(1))):
+            if leaf.dtype.kind == "f":
+                setattr(self, f"start_{i}", Parameter(leaf.data[0].copy()))
+
+    def for_sequence(self, batch: int) -> Step:
+        return step_of(self.cell, batch)
+
+    def init_state(self, batch: int) -> Any:
+        """The learned state, for ``batch`` rows."""
+        places = count()
+
+        def start(leaf: Tensor) -> Tensor:
+            learned = vars(self).get(f"start_{next(places)}")
+            return leaf if learned is None else broadcast_to(learned, leaf.shape)
+
+        return map_nest(start, self.cell.init_state(batch))
 
 
 class Residual(_Wrapper):
