@@ -103,8 +103,8 @@ def scan(
 
     # Steps that no row reaches are left out, but for one that tells what outputs look like.
     reached = max(int(alive.any(axis=1).sum()), 1)
-    ragged: list[bool] = (~alive[:reached].all(axis=1)).tolist()
-    renewed: list[bool] = begins[:reached].any(axis=1).tolist()
+    ragged: Any = (~alive[:reached].all(axis=1)).tolist()
+    renewed: Any = begins[:reached].any(axis=1).tolist()
     if reached < steps:
         xs = map_nest(lambda leaf: leaf[:reached], xs)
     if any(ragged):
