@@ -36,6 +36,7 @@ import numpy as np
 import tinygrad_rnn as tg
 from tinygrad_rnn import functional as F
 from tinygrad_rnn import nn, optim
+from tinygrad_rnn.data import lanes
 
 CELLS = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
 UNKNOWN = "\ufffd"  # stands for characters that the training text lacks
@@ -80,12 +81,6 @@ def encode(text: str, characters: str) -> np.ndarray[Any, Any]:
     indices = np.searchsorted(known, points)
     found = known[np.minimum(indices, len(known) - 1)] == points
     return np.where(found, indices, len(known))
-
-
-def lanes(ids: np.ndarray[Any, Any], batch: int) -> np.ndarray[Any, Any]:
-    """The stream cut into ``batch`` pieces that are read side by side: shape (steps, batch)."""
-    steps = len(ids) // batch
-    return np.ascontiguousarray(ids[: steps * batch].reshape(batch, steps).T)
 
 
 # ---- Baselines ------------------------------------------------------------------------------------------------------
@@ -148,19 +143,11 @@ class CharRNN(nn.Module):
 
     def forward(self, ids: tg.Tensor, states: list[Any]) -> tuple[tg.Tensor, list[Any]]:
         """Scores of shape (steps * batch, size) for what follows each of ``ids``, (steps, batch), and the states."""
-        rows = tg.unstack(self.embedding(ids))
-        after = []
+        outputs, after = self.embedding(ids), []
         for cell, state in zip(self.cells, states, strict=True):
-            for t, x in enumerate(rows):
-                rows[t], state = cell(x, state)
+            outputs, state = tg.scan(cell, outputs, state)
             after.append(state)
-        outputs = tg.stack(rows)
         return self.readout(outputs.reshape((-1, outputs.shape[-1]))), after
-
-
-def detach(state: Any) -> Any:
-    """The numbers of a nest of tensors without their past."""
-    return state.detach() if isinstance(state, tg.Tensor) else type(state)(detach(item) for item in state)
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
@@ -252,7 +239,7 @@ class Run:
         self.position += steps
         # The state goes on from window to window, the gradient does not: truncated backpropagation through time.
         scores, self.state = self.model(on_device(window[:-1]), self.state)
-        self.state = detach(self.state)
+        self.state = tg.detach(self.state)
         loss = F.cross_entropy(scores, on_device(window[1:].reshape(-1)))
         self.optimizer.zero_grad()
         loss.backward()
