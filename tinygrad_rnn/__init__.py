@@ -12,7 +12,7 @@ from tinygrad_rnn.ledger import gradient_ledger
 from tinygrad_rnn.nest import detach
 from tinygrad_rnn.ops import *
 from tinygrad_rnn.random import Generator, manual_seed
-from tinygrad_rnn.recurrence import expose, scan
+from tinygrad_rnn.recurrence import expose, scan, use_engine
 from tinygrad_rnn.tape import no_grad
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.training import sequence_loss, tbptt
@@ -49,6 +49,7 @@ __all__ = [
     "set_backend",
     "tbptt",
     "use_backend",
+    "use_engine",
     "viz",
 ]
 __all__ += ops.__all__

@@ -123,10 +123,10 @@ class Backend:
         lead = (slice(None),) * (axis % array.ndim)
         return [array[(*lead, i, ...)] for i in range(array.shape[axis])]  # with ... an element stays an array
 
-    def sigmoid(self, x: Array) -> Array:
+    def sigmoid(self, x: Array, out: Array = None) -> Array:
         # exp(-x) may overflow to infinity, whose reciprocal is the right answer, 0.
         with np.errstate(over="ignore"):
-            return self.reciprocal(self.add(self.exp(self.negative(x)), 1))
+            return self.reciprocal(self.add(self.exp(self.negative(x)), 1), out=out)
 
     def erf(self, x: Array) -> Array:
         return _erf(self, x)
@@ -178,8 +178,8 @@ class _NumPy(Backend):
     def sum(self, array: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
         return np.add.reduce(array, axis, keepdims=keepdims)  # type: ignore[call-overload]
 
-    def sigmoid(self, x: Array) -> Array:
-        out = np.asarray(np.negative(x))
+    def sigmoid(self, x: Array, out: Array = None) -> Array:
+        out = np.asarray(np.negative(x, out))
         with np.errstate(over="ignore"):
             np.exp(out, out)
         np.add(out, _ONE.get(out.dtype, 1), out)

@@ -8,15 +8,17 @@ backend.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.backend import Backend, get_backend
+from tinygrad_rnn.backend import get_backend
 from tinygrad_rnn.tensor import Tensor
 
 Shape = int | tuple[int, ...]
+_drawn: ContextVar[Callable[..., None] | None] = ContextVar("tinygrad_rnn_drawn", default=None)
 
 
 class Generator:
@@ -40,35 +42,44 @@ class Generator:
         self.counter += 1
         return self.seed, self.counter
 
+    def _draw(self, make: Callable[[tuple[int, int]], Tensor]) -> Tensor:
+        """``make`` with the next key, told to who records the draws of a step."""
+        drawn = make(self.next_key())
+        listener = _drawn.get()
+        if listener is not None:
+            listener(self, make, drawn)
+        return drawn
+
     def uniform(self, shape: Shape = (), low: float = 0.0, high: float = 1.0, dtype: Any = np.float32) -> Tensor:
         """Numbers spread evenly from ``low`` to ``high``, which only rounding can give."""
-        backend = get_backend()
-        numbers = backend.uniform(self.next_key(), _tuple(shape), dtype)
-        return Tensor(backend.asarray(numbers * (high - low) + low))
+        F, shape = get_backend(), _tuple(shape)
+        return self._draw(lambda key: Tensor(F.asarray(F.uniform(key, shape, dtype) * (high - low) + low)))
 
     def normal(self, shape: Shape = (), mean: float = 0.0, std: float = 1.0, dtype: Any = np.float32) -> Tensor:
         """Normally distributed numbers."""
-        backend = get_backend()
-        return Tensor(backend.asarray(backend.normal(self.next_key(), _tuple(shape), dtype) * std + mean))
+        F, shape = get_backend(), _tuple(shape)
+        return self._draw(lambda key: Tensor(F.asarray(F.normal(key, shape, dtype) * std + mean)))
 
     def integers(self, low: int, high: int, shape: Shape = ()) -> Tensor:
         """Integers from ``low`` up to, without, ``high``."""
         if high <= low:
             raise ValueError(f"integers needs low < high, got {low} and {high}")
-        backend = get_backend()
-        numbers = backend.uniform(self.next_key(), _tuple(shape), np.float64)
-        return Tensor(backend.asarray(backend.floor(numbers * (high - low)) + low, dtype=np.int64))
+        F, shape = get_backend(), _tuple(shape)
+
+        def make(key: tuple[int, int]) -> Tensor:
+            return Tensor(F.asarray(F.floor(F.uniform(key, shape, np.float64) * (high - low)) + low, dtype=np.int64))
+
+        return self._draw(make)
 
     def permutation(self, n: int) -> Tensor:
         """The integers below ``n`` in random order."""
-        backend = get_backend()
-        return Tensor(backend.argsort(backend.uniform(self.next_key(), (n,), np.float64)))
+        F = get_backend()
+        return self._draw(lambda key: Tensor(F.argsort(F.uniform(key, (n,), np.float64))))
 
     def keep_mask(self, keep: float, like: Tensor) -> Tensor:
         """1 with probability ``keep``, else 0, of the shape, dtype and backend of ``like``."""
-        backend: Backend = get_backend(like.backend)
-        numbers = backend.uniform(self.next_key(), like.shape, np.float32)
-        return Tensor(backend.astype(numbers < keep, like.dtype))
+        F, shape, dtype = get_backend(like.backend), like.shape, like.dtype
+        return self._draw(lambda key: Tensor(F.astype(F.uniform(key, shape, np.float32) < keep, dtype)))
 
     def state_dict(self) -> dict[str, int]:
         """The two integers."""

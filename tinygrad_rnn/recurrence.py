@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,11 +14,19 @@ import numpy as np
 
 from tinygrad_rnn import tape
 from tinygrad_rnn.backend import Array, get_backend
+from tinygrad_rnn.compiler import array
+from tinygrad_rnn.compiler.record import Unrecordable, draw_all, record
+from tinygrad_rnn.compiler.run import over
 from tinygrad_rnn.nest import describe, leaves, map_nest
 from tinygrad_rnn.ops import pad, reshape, stack, unstack, where
-from tinygrad_rnn.tensor import Tensor, as_tensor
+from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
 
+_Note = tuple[Callable[..., None], tuple[Tensor, ...]]
+Flags = Callable[[int], Tensor]  # of the rows at a step, for a tensor of so many axes
+ENGINES = ("array", "numba")
+_engine: ContextVar[str] = ContextVar("tinygrad_rnn_engine", default="auto")
 _exposed: ContextVar[dict[str, Tensor] | None] = ContextVar("tinygrad_rnn_exposed", default=None)
+_notes: ContextVar[list[_Note] | None] = ContextVar("tinygrad_rnn_notes", default=None)
 _present: ContextVar[Tensor | None] = ContextVar("tinygrad_rnn_present", default=None)
 # Called with the number of steps when a sequence begins, and what it returns after each step; see ledger.py.
 _observer: ContextVar[Callable[[int], Callable[..., None]] | None] = ContextVar("tinygrad_rnn_observer", default=None)
@@ -39,6 +50,18 @@ def present_rows() -> Tensor | None:
     return _present.get()
 
 
+def afterwards(commit: Callable[..., None], *tensors: Tensor) -> None:
+    """Called by a cell that keeps statistics: ``commit(*tensors)`` is called for each step when the sequence is over.
+
+    So all steps see what was kept before the sequence. Outside of a sequence it is called at once.
+    """
+    notes = _notes.get()
+    if notes is None:
+        commit(*tensors)
+    else:
+        notes.append((commit, tensors))
+
+
 def scan(
     cell: Callable[[Any, Any], tuple[Any, Any]],
     xs: Any,
@@ -47,6 +70,7 @@ def scan(
     lengths: Any = None,
     reset: Any = None,
     expose: Sequence[str] = (),
+    engine: str = "auto",
 ) -> Any:
     """Call ``cell`` at each step of a sequence, handing its state on; backprop through this loop is BPTT.
 
@@ -98,65 +122,175 @@ def scan(
         _check_batch(state, batch)
         _alike(state, fresh, "init_state gives")
 
+    # Steps that no row reaches are left out, but for one that tells what outputs look like.
+    reached = max(int(alive.any(axis=1).sum()), 1)
+    if reached < steps:
+        xs = map_nest(lambda leaf: leaf[:reached], xs)
+
     def masks(flags: Array) -> _Masks:
         return _Masks(Tensor(get_backend(device).asarray(flags)))
 
-    # Steps that no row reaches are left out, but for one that tells what outputs look like.
-    reached = max(int(alive.any(axis=1).sum()), 1)
-    ragged: Any = (~alive[:reached].all(axis=1)).tolist()
-    renewed: Any = begins[:reached].any(axis=1).tolist()
-    if reached < steps:
-        xs = map_nest(lambda leaf: leaf[:reached], xs)
-    if any(ragged):
-        real = masks(alive[:reached])
+    real = None if alive[:reached].all() else masks(alive[:reached])
+    begin = masks(begins[:reached]) if begins[:reached].any() else None
+    if real:
         xs = map_nest(lambda leaf: real.choose(leaf, 0), xs)
-    inputs = _slices(xs, reached)
-    fresh_at = masks(begins)
-    step = step_of(cell, batch)
-    start_observing = _observer.get()
-    observe = None if start_observing is None else start_observing(steps)
-    results: list[Any] = [None] * reached
-    for t in reversed(range(reached)) if reverse else range(reached):
-        if renewed[t]:
-            state = map_nest(partial(fresh_at.choose_at, t), fresh, state)
-        begun = tape.tick()
-        present = real.at(t, 1) if ragged[t] else None
-        y, following, found = _call(step, inputs[t], state, present, bool(expose) or observe is not None)
-        _alike(state, following, f"the cell, at step {t}, returned")
-        if ragged[t]:
-            following = map_nest(partial(real.choose_at, t), following, state)
-        if observe is not None:
-            observe(t, begun, following, found)
-        results[t] = (y, _named(found, expose))
-        state = following
-    ys, exposed = map_nest(lambda *parts: stack(parts), *results)
-    if any(ragged):
+    run = _Run(cell, step_of(cell, batch), xs, state, fresh, real, begin, reached, steps, reverse, tuple(expose))
+    ys, state, exposed = run.by(engine)
+    if real:
         ys, exposed = map_nest(lambda leaf: real.choose(leaf, 0), (ys, exposed))
     if reached < steps:
         ys, exposed = map_nest(lambda leaf: _lengthen(leaf, steps), (ys, exposed))
     return (ys, state, exposed) if expose else (ys, state)
 
 
+@dataclass
+class _Run:
+    """What `scan` is to run, checked and laid out."""
+
+    cell: Any
+    step: Callable[[Any, Any], Any]
+    xs: Any
+    state: Any
+    fresh: Any
+    real: _Masks | None  # where rows are within their length
+    begin: _Masks | None  # where they begin anew
+    reached: int  # steps that some row reaches
+    steps: int
+    reverse: bool
+    expose: tuple[str, ...]
+
+    def by(self, engine: str) -> tuple[Any, Any, Any]:
+        """Outputs, last state and exposed values."""
+        if engine == "auto":
+            engine = _engine.get()
+        if engine not in (*ENGINES, "auto", "unrolled"):
+            raise ValueError(f"engine must be one of {', '.join(('auto', *ENGINES, 'unrolled'))}, got {engine!r}")
+        if engine == "unrolled" or _observer.get() is not None or tape.MODE.get().listener is not None:
+            return self.unrolled()
+        try:
+            return self.compiled(_engine_named("array" if engine == "auto" else engine))
+        except Unrecordable as reason:
+            if engine != "auto":
+                raise TypeError(f"engine {engine!r} cannot run this cell: {reason}") from None
+            warnings.warn(f"scan runs its cell as a plain loop, which is slower: {reason}", stacklevel=4)
+            return self.unrolled()
+
+    def unrolled(self) -> tuple[Any, Any, Any]:
+        """The loop in Python, by which all engines are judged."""
+        inputs = _slices(self.xs, self.reached)
+        start_observing = _observer.get()
+        observe = None if start_observing is None else start_observing(self.steps)
+        results: list[Any] = [None] * self.reached
+        state = self.state
+        notes: list[_Note] = []
+        for t in reversed(range(self.reached)) if self.reverse else range(self.reached):
+            begun = tape.tick()
+            real, begin = [None if masks is None else partial(masks.at, t) for masks in (self.real, self.begin)]
+            y, following, found, noted = self._one(inputs[t], state, real, begin, observe is not None, t)
+            if observe is not None:
+                observe(t, begun, following, found)
+            results[t] = (y, _named(found, self.expose))
+            state = following
+            notes += noted
+        for commit, tensors in notes:
+            commit(*tensors)
+        ys, exposed = map_nest(lambda *parts: stack(parts), *results)
+        return ys, state, exposed
+
+    def compiled(self, engine: Any) -> tuple[Any, Any, Any]:
+        """One step recorded, and run over the sequence by an engine."""
+        masks = [masks.flags for masks in (self.real, self.begin) if masks is not None]
+        xs = [*[leaf for _, leaf in leaves(self.xs)], *masks]
+        state = [leaf for _, leaf in leaves(self.state)]
+        first = self.reached - 1 if self.reverse else 0
+        shown: Any = None
+        notes: list[_Note] = []
+
+        def call(xs: list[Tensor], state: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            nonlocal shown, notes
+            given, parts = iter(xs), iter(state)
+            x = map_nest(lambda _: next(given), self.xs)
+            before = map_nest(lambda _: next(parts), self.state)
+            real, begin = [
+                None if masks is None else partial(_of_step, next(given)) for masks in (self.real, self.begin)
+            ]
+            y, following, found, notes = self._one(x, before, real, begin, False, first)
+            shown = map_nest(as_tensor, (y, _named(found, self.expose)))
+            outs = [*[leaf for _, leaf in leaves(shown)], *[tensor for _, tensors in notes for tensor in tensors]]
+            return outs, [leaf for _, leaf in leaves(following)]
+
+        recording = record(call, [_at(leaf, first) for leaf in xs], state, self.step)
+        drawn = draw_all(recording, self.reached, self.reverse)
+        inputs = [*xs, *drawn]
+        outs, last, _ = over(
+            _backend(xs[0]), recording.step, engine, self.reached, self.reverse, inputs, state, recording.consts
+        )
+        remaining, parts = iter(outs), iter(last)
+        ys, exposed = map_nest(lambda _: next(remaining), shown)
+        noted = [(commit, [unstack(next(remaining)) for _ in tensors]) for commit, tensors in notes]
+        for t in reversed(range(self.reached)) if self.reverse else range(self.reached):
+            for commit, stacked in noted:
+                commit(*[steps[t] for steps in stacked])
+        return ys, map_nest(lambda _: next(parts), self.state), exposed
+
+    def _one(
+        self, x: Any, state: Any, real: Flags | None, begin: Flags | None, listens: bool, t: int
+    ) -> tuple[Any, Any, dict[str, Tensor], list[_Note]]:
+        """One step: rows begin anew, the cell is called, and rows past their end stay as they are."""
+        if begin is not None:
+            state = map_nest(lambda new, old: where(begin(old.ndim), new, old), self.fresh, state)
+        found: dict[str, Tensor] | None = {} if self.expose or listens else None
+        notes: list[_Note] = []
+        tokens = (
+            _present.set(None if real is None else real(1)),
+            _exposed.set(found),
+            _notes.set(notes),
+        )
+        try:
+            y, following = self.step(x, state)
+        finally:
+            _present.reset(tokens[0])
+            _exposed.reset(tokens[1])
+            _notes.reset(tokens[2])
+        _alike(state, following, f"the cell, at step {t}, returned")
+        if real is not None:
+            following = map_nest(lambda new, old: where(real(old.ndim), new, old), following, state)
+        return y, following, found or {}, notes
+
+
+def _engine_named(name: str) -> Any:
+    if name == "array":
+        return array
+    from tinygrad_rnn.compiler import jit
+
+    return jit
+
+
+def _of_step(flags: Tensor, ndim: int) -> Tensor:
+    """Flags (B,) in the shape (B, 1, ...)."""
+    return flags if ndim == 1 else reshape(flags, flags.shape + (1,) * (ndim - 1))
+
+
+def _at(xs: Tensor, t: int) -> Tensor:
+    """Step ``t`` of a sequence, for its value alone."""
+    x = _wrap(xs._data[t, ...])
+    x.requires_grad = xs.requires_grad
+    return x
+
+
+@contextmanager
+def use_engine(name: str) -> Iterator[None]:
+    """Inside the ``with`` block, in this thread or asyncio task, ``engine="auto"`` means this engine; see `scan`."""
+    token = _engine.set(name)
+    try:
+        yield
+    finally:
+        _engine.reset(token)
+
+
 def step_of(cell: Any, batch: int) -> Callable[[Any, Any], tuple[Any, Any]]:
     """What to call at each step of one sequence of ``batch`` rows: the result of the cell's hook, or the cell."""
     return cell.for_sequence(batch) if hasattr(cell, "for_sequence") else cell  # type: ignore[no-any-return]
-
-
-def _call(
-    step: Callable[[Any, Any], Any], x: Any, state: Any, present: Tensor | None, listens: bool
-) -> tuple[Any, Any, dict[str, Tensor]]:
-    """One step, and what it exposes if somebody listens."""
-    found: dict[str, Tensor] = {}
-    if present is None and not listens and _present.get() is None and _exposed.get() is None:
-        y, following = step(x, state)
-        return y, following, found
-    tokens = _present.set(present), _exposed.set(found if listens else None)
-    try:
-        y, following = step(x, state)
-    finally:
-        _present.reset(tokens[0])
-        _exposed.reset(tokens[1])
-    return y, following, found
 
 
 def _named(found: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
@@ -258,10 +392,6 @@ class _Masks:
     def choose(self, a: Tensor, b: Any) -> Tensor:
         """``a`` (T, B, ...) where the flag is set, else ``b``."""
         return where(reshape(self.flags, self.flags.shape + (1,) * (a.ndim - 2)), a, b)
-
-    def choose_at(self, t: int, a: Tensor, b: Any) -> Tensor:
-        """``a`` (B, ...) where the flag of step ``t`` is set, else ``b``."""
-        return where(self.at(t, a.ndim), a, b)
 
     def at(self, t: int, ndim: int) -> Tensor:
         """The flags of step ``t``, of shape (B, 1, ...)."""

@@ -381,7 +381,7 @@ def _name(tensor: Tensor) -> str:
 def _as_array(data: Any, dtype: Any = None) -> Array:
     """``data`` as a raw array by the rules of `Tensor`."""
     if isinstance(data, Tensor):
-        array = data._data
+        array = data.data  # not ``_data``, so that a tensor which is being recorded can refuse
     elif (backend := backend_of(data)) is not None:
         array = data if type(data) in (np.ndarray, backend.array_type) else backend.asarray(data)
     else:

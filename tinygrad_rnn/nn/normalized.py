@@ -14,6 +14,7 @@ from tinygrad_rnn.nn.module import Module, Parameter
 from tinygrad_rnn.ops import (
     concatenate,
     full,
+    maximum,
     mean,
     minimum,
     ones,
@@ -29,7 +30,7 @@ from tinygrad_rnn.ops import (
 )
 from tinygrad_rnn.ops import sum as sum_
 from tinygrad_rnn.random import Generator
-from tinygrad_rnn.recurrence import expose, present_rows
+from tinygrad_rnn.recurrence import afterwards, expose, present_rows
 from tinygrad_rnn.tensor import Tensor, _backend
 
 
@@ -212,35 +213,42 @@ class _StepwiseBatchNorm(Module):
     def forward(self, x: Tensor, step: Tensor) -> Tensor:
         step = minimum(step, self.mean.shape[0] - 1)
         rows = present_rows()
-        seen = step if rows is None else step[rows]
-        if self.training and (rows is None or seen.shape[0] > 1):
-            centre = _average(x, rows)
-            spread = _average(square(x - centre), rows)
-            self._note(centre, spread, seen)
+        if self.training and rows is None:
+            if x.shape[0] < 2:
+                raise ValueError(f"batch normalization needs at least 2 rows in training, got a batch of {x.shape[0]}")
+            centre = mean(x, 0, keepdims=True)
+            spread = mean(square(x - centre), 0, keepdims=True)
+            afterwards(self._note, centre, spread, step)
         else:
             centre, spread = take(self.mean, step, axis=0), take(self.var, step, axis=0)
+        if self.training and rows is not None:
+            several = sum_(rows) > 1
+            own_centre = _average(x, rows)
+            own_spread = _average(square(x - own_centre), rows)
+            afterwards(self._note, own_centre, own_spread, step, rows)
+            centre, spread = where(several, own_centre, centre), where(several, own_spread, spread)
         return _plus((x - centre) / sqrt(spread + self.eps) * self.weight, self.bias)
 
     def extra_repr(self) -> str:
         max_steps, features = self.mean.shape
         return f"{features}, max_steps={max_steps}, momentum={self.momentum}"
 
-    def _note(self, centre: Tensor, spread: Tensor, step: Tensor) -> None:
-        rows = step.shape[0]
+    def _note(self, centre: Tensor, spread: Tensor, step: Tensor, present: Tensor | None = None) -> None:
+        at = step._data if present is None else step._data[present._data]
+        rows = at.shape[0]
         if rows < 2:
-            raise ValueError(f"batch normalization needs at least 2 rows in training, got a batch of {rows}")
+            return
         # Of the running variance the unbiased estimate is kept, as in PyTorch. Rows at the same step write the same.
-        at, share = step._data, self.momentum
+        share = self.momentum
         for kept, new in ((self.mean, centre._data), (self.var, spread._data * (rows / (rows - 1)))):
             kept._data[at] = kept._data[at] * (1 - share) + new * share
             kept._touch()
 
 
-def _average(x: Tensor, rows: Tensor | None) -> Tensor:
-    """The mean over those rows, or over all."""
-    if rows is None:
-        return mean(x, 0, keepdims=True)
-    return sum_(where(reshape(rows, (-1, 1)), x, 0), 0, keepdims=True) / sum_(rows)
+def _average(x: Tensor, rows: Tensor) -> Tensor:
+    """The mean over those rows; 0 if there are none."""
+    total: Tensor = sum_(where(reshape(rows, (-1, 1)), x, 0), 0, keepdims=True)
+    return total / maximum(sum_(rows), 1)
 
 
 def _plus(x: Tensor, bias: Parameter | None) -> Tensor:

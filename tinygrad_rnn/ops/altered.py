@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.ops.declare import Operand, operation
+from tinygrad_rnn.ops.declare import Operand, operation, over_time
+from tinygrad_rnn.ops.over_time import shifted
 from tinygrad_rnn.tensor import Tensor, TensorLike
 
 __all__ = [
@@ -24,6 +25,7 @@ def _clipped(F: Any, g: Any, max_norm: float | None, max_value: float | None) ->
     return g
 
 
+@over_time(shifted, jointly=True, alters=True, view=True)
 @operation(x=_clipped)
 def _clip_gradient(F: Any, x: Operand, /, max_norm: float | None, max_value: float | None) -> Array:
     return x
@@ -55,12 +57,14 @@ def clip_gradient(x: TensorLike, max_norm: float | None = None, max_value: float
     return _clip_gradient(x, max_norm, max_value)
 
 
+@over_time(shifted, jointly=True, view=True)
 @operation(x=lambda F, g, factor: g * factor)
 def scale_gradient(F: Any, x: Operand, /, factor: float) -> Array:
     """``x``, whose gradient is multiplied by ``factor`` on its way back; a negative one reverses it."""
     return x
 
 
+@over_time(shifted, jointly=True, view=True)
 @operation()
 def stop_gradient(F: Any, x: Operand, /) -> Array:
     """``x``, through which no gradient passes."""

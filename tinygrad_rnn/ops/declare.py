@@ -19,17 +19,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import update_wrapper
-from typing import Any, Concatenate, ParamSpec, TypeAlias
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from weakref import ref
 
 import numpy as np
 
 from tinygrad_rnn import tape
 from tinygrad_rnn.backend import BY_TYPE, Array, backend_of
-from tinygrad_rnn.ops.rule import KEEPS_OUT, Operands, Plan, Rule, Vjp
+from tinygrad_rnn.ops.over_time import aligned, reversed_axes
+from tinygrad_rnn.ops.rule import KEEPS_OUT, Operands, OverTime, Plan, Rule, Vjp
 from tinygrad_rnn.tensor import Tensor, _as_array, _wrap
 
 P = ParamSpec("P")
+F_ = TypeVar("F_", bound=Callable[..., Any])
 Operand: TypeAlias = Any  # a Tensor or what can become one; inside a declaration, the raw array
 
 REGISTRY: dict[str, Rule] = {}
@@ -57,13 +59,50 @@ def operation_with_results(**vjps: Vjp) -> Callable[[Callable[Concatenate[Any, P
     """Declare an operation that gives a list; its VJPs get a list of cotangents, None for an unused result."""
 
     def declare(forward: Callable[Concatenate[Any, P], Any]) -> Callable[P, list[Tensor]]:
-        return _public(Rule(forward, vjps, False), apply_with_results)
+        return _public(Rule(forward, vjps, False, several=True), apply_with_results)
+
+    return declare
+
+
+def over_time(
+    how: OverTime | None = None,
+    /,
+    total: OverTime | None = None,
+    jointly: bool = False,
+    each: tuple[str, ...] = (),
+    alters: bool = False,
+    view: bool = False,
+) -> Callable[[F_], F_]:
+    """Declare, above `operation`, how it behaves over the steps of a sequence; see the attributes of `Rule`."""
+
+    def declare(public: F_) -> F_:
+        rule = REGISTRY[public.__name__.strip("_")]
+        rule.over_time, rule.total = how or rule.over_time, total
+        rule.jointly, rule.each, rule.alters, rule.view = jointly, each, alters, view
+        return public
+
+    return declare
+
+
+def scalar(expression: str | Callable[..., str], /) -> Callable[[F_], F_]:
+    """Declare, above `operation`, what it does to one element: an expression of its operands and static arguments.
+
+    Engines that generate loops over elements use it. It may call the functions of `tinygrad_rnn.compiler.scalars`, and
+    name the constants ``zero``, ``one`` and ``infinity``. A function is given the static arguments and returns the
+    expression.
+    """
+
+    def declare(public: F_) -> F_:
+        REGISTRY[public.__name__.strip("_")].scalar = expression
+        return public
 
     return declare
 
 
 def _public(rule: Rule, run: Callable[..., Any]) -> Callable[..., Any]:
     REGISTRY[rule.name] = rule
+    if rule.elementwise:
+        rule.over_time = aligned
     arity = len(rule.operands)
 
     def plain(*operands: Any) -> Any:
@@ -355,5 +394,6 @@ def transposed(x: Tensor) -> Tensor:
     return result
 
 
+TRANSPOSED.over_time, TRANSPOSED.jointly, TRANSPOSED.view = reversed_axes, True, True
 _transpose: Callable[[Tensor], Tensor] = _public(TRANSPOSED, apply)
 del REGISTRY[TRANSPOSED.name]

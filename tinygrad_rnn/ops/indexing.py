@@ -6,15 +6,18 @@ may be computed like any other tensor. ``place`` is the transpose of ``getitem``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tinygrad_rnn.backend import HOLE, Array, fill
 from tinygrad_rnn.ops.creation import arange
-from tinygrad_rnn.ops.declare import Operand, operation
+from tinygrad_rnn.ops.declare import Operand, operation, over_time
 from tinygrad_rnn.ops.elementwise import add
+from tinygrad_rnn.ops.over_time import shifted
 from tinygrad_rnn.ops.reduction import axes_of
+from tinygrad_rnn.ops.rule import Rule
 from tinygrad_rnn.ops.shape import reshape
 from tinygrad_rnn.tensor import Tensor, as_tensor
 
@@ -27,16 +30,72 @@ __all__ = [
 ]
 
 
+def _gathered(rule: Rule, params: tuple[Any, ...], operands: Sequence[Any], timed: Sequence[bool]) -> Any:
+    (index,) = params
+    kinds = "".join("a" if item is HOLE or isinstance(item, int) else "-" for item in index)
+    if not any(timed[1:]):
+        if "-a" in kinds.lstrip("-"):  # then the axes that the arrays make would come before time
+            return None
+        return lambda F, steps, x, *arrays: rule.forward(F, x, *arrays, index=(slice(None), *index))
+    if not _arrays_first(kinds, operands[1:]):
+        return None
+    if not timed[0]:
+        return lambda F, steps, x, *arrays: rule.forward(F, x, *arrays, index=index)
+    return lambda F, steps, x, *arrays: rule.forward(
+        F, x, _steps(F, steps, operands[1].ndim), *arrays, index=(HOLE, *index)
+    )
+
+
+def _placed(rule: Rule, params: tuple[Any, ...], operands: Sequence[Any], timed: Sequence[bool]) -> Any:
+    shape, index = params
+    if len(operands) == 1:
+        return shifted(rule, params, operands, timed)
+    if not _arrays_first(
+        "".join("a" if item is HOLE or isinstance(item, int) else "-" for item in index), operands[1:]
+    ):
+        return None
+
+    def run(F: Any, steps: int, values: Any, *arrays: Any) -> Any:
+        values = values if timed[0] else F.broadcast_to(values, (steps, *values.shape))
+        return rule.forward(
+            F, values, _steps(F, steps, operands[1].ndim), *arrays, shape=(steps, *shape), index=(HOLE, *index)
+        )
+
+    return run
+
+
+def _summed_places(rule: Rule, params: tuple[Any, ...], operands: Sequence[Any], timed: Sequence[bool]) -> Any:
+    """The sum over time of values put in their places: all values put there at once."""
+    if len(operands) == 1 or not all(timed) or _placed(rule, params, operands, timed) is None:
+        return None
+    shape, index = params
+    return lambda F, steps, values, *arrays: rule.forward(F, values, *arrays, shape=shape, index=index)
+
+
+def _arrays_first(kinds: str, arrays: Sequence[Any]) -> bool:
+    """Whether the axes that index arrays make come first in the result, and are the same for all of them."""
+    alike = len({array.ndim for array in arrays}) == 1 and all(array.dtype.kind != "b" for array in arrays)
+    return alike and kinds.startswith("a") and "-a" not in kinds
+
+
+def _steps(F: Any, steps: int, ndim: int) -> Any:
+    """0, 1, … along time, to stand in an index before arrays of ``ndim`` axes within a step."""
+    return F.reshape(F.arange(steps), (steps,) + (1,) * ndim)
+
+
+@over_time(shifted, jointly=True, view=True)
 @operation(x=lambda F, g, x_shape, index: F.place(g, shape=x_shape, index=index))
 def _slice(F: Any, x: Operand, /, index: tuple[Any, ...]) -> Array:
     return x[index]
 
 
+@over_time(_gathered, each=("x",))
 @operation(x=lambda F, g, arrays, x_shape, index: F.place(g, *arrays, shape=x_shape, index=index))
 def _gather(F: Any, x: Operand, /, *arrays: Operand, index: tuple[Any, ...]) -> Array:
     return x[fill(index, arrays)]
 
 
+@over_time(_placed, total=_summed_places, each=("values",))
 @operation(
     values=lambda F, g, arrays, index: F.getitem(g, fill(index, arrays)),
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod as product
 from typing import Any
 
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.ops.declare import Operand, operation, sum_to
+from tinygrad_rnn.ops.declare import Operand, operation, over_time, sum_to
 from tinygrad_rnn.ops.elementwise import multiply
 from tinygrad_rnn.ops.indexing import axis_range, getitem
+from tinygrad_rnn.ops.over_time import lettered, products, summed_letters
 from tinygrad_rnn.ops.reduction import Axis, axes_of, sum
 from tinygrad_rnn.ops.shape import concatenate, expand_dims, reshape, squeeze, transpose
 from tinygrad_rnn.tensor import Tensor, TensorLike, as_tensor
@@ -39,6 +41,24 @@ def _matmul_b(F: Any, g: Any, a: Any, b_shape: tuple[int, ...]) -> Any:
     return sum_to(F, F.matmul(F.swapaxes(a, -1, -2), g), b_shape)
 
 
+def _summed_products(rule: Any, params: Any, operands: Sequence[Any], timed: Sequence[bool]) -> Any:
+    """The sum over time of products is one product, in which time is part of the axis that is summed over."""
+    a, b = operands
+    if a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2] or not all(timed):
+        return None
+    batch = tuple(range(1, a.ndim - 1))
+
+    def run(F: Any, steps: int, a: Any, b: Any) -> Any:
+        wide = F.transpose(a, (*batch, a.ndim - 2, 0, a.ndim - 1))
+        tall = F.transpose(b, (*batch, 0, b.ndim - 2, b.ndim - 1))
+        inner = steps * a.shape[-1]
+        wide = F.reshape(wide, (*wide.shape[:-2], inner))
+        return F.matmul(wide, F.reshape(tall, (*tall.shape[:-3], inner, b.shape[-1])))
+
+    return run
+
+
+@over_time(products, total=_summed_products, each=("a", "b"))
 @operation(a=_matmul_a, b=_matmul_b)
 def _matmul(F: Any, a: Operand, b: Operand, /) -> Array:
     if b.ndim == 2 and a.ndim > 2:
@@ -128,6 +148,7 @@ def _einsum_operands(
     return gradients
 
 
+@over_time(lettered, total=summed_letters, each=("operands",))
 @operation(operands=_einsum_operands)
 def _einsum(F: Any, /, *operands: Operand, subscripts: str) -> Array:
     return F.einsum(subscripts, *operands)

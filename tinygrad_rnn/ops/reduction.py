@@ -6,7 +6,8 @@ from math import prod as product
 from typing import Any, TypeAlias
 
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.ops.declare import Operand, operation
+from tinygrad_rnn.ops.declare import Operand, operation, over_time
+from tinygrad_rnn.ops.over_time import flattened, shifted
 
 __all__ = [
     "all",
@@ -58,12 +59,14 @@ def _spread(F: Any, g: Any, x_shape: tuple[int, ...], axis: Axis) -> Any:
     return F.broadcast_to(kept(F, g, x_shape, axis), x_shape)
 
 
+@over_time(shifted, jointly=True)
 @operation(x=_spread)
 def sum(F: Any, x: Operand, /, axis: Axis = None, keepdims: bool = False) -> Array:
     """Sum over ``axis``."""
     return F.sum(x, axis=axis, keepdims=keepdims)
 
 
+@over_time(shifted, jointly=True)
 @operation(x=lambda F, g, x_shape, axis: _spread(F, g, x_shape, axis) / count(x_shape, axis))
 def mean(F: Any, x: Operand, /, axis: Axis = None, keepdims: bool = False) -> Array:
     """Mean over ``axis``."""
@@ -82,6 +85,7 @@ def _variance(F: Any, x: Any, axis: Axis, ddof: int, keepdims: bool) -> Any:
     return F.sum(F.square(centred), axis=axis, keepdims=keepdims) * (1 / divisor if divisor > 0 else float("inf"))
 
 
+@over_time(shifted)
 @operation(x=_var_x)
 def var(F: Any, x: Operand, /, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Array:
     """Variance over ``axis``: the sum of squares about the mean, over the number of elements less ``ddof``."""
@@ -93,6 +97,7 @@ def _std_x(F: Any, g: Any, out: Any, x: Any, axis: Axis, ddof: int) -> Any:
     return _var_x(F, F.where(flat, 0, g / (2 * F.where(flat, 1, out))), x, axis, ddof)
 
 
+@over_time(shifted)
 @operation(x=_std_x)
 def std(F: Any, x: Operand, /, axis: Axis = None, ddof: int = 0, keepdims: bool = False) -> Array:
     """Square root of `var`; its gradient is 0 where all elements are equal."""
@@ -106,24 +111,28 @@ def _extreme_x(F: Any, g: Any, out: Any, x: Any, axis: Axis) -> Any:
     return chosen * share
 
 
+@over_time(shifted)
 @operation(x=_extreme_x)
 def max(F: Any, x: Operand, /, axis: Axis = None, keepdims: bool = False) -> Array:
     """Largest element over ``axis``; elements that share it share its gradient evenly."""
     return F.max(x, axis=axis, keepdims=keepdims)
 
 
+@over_time(shifted)
 @operation(x=_extreme_x)
 def min(F: Any, x: Operand, /, axis: Axis = None, keepdims: bool = False) -> Array:
     """Smallest element over ``axis``; elements that share it share its gradient evenly."""
     return F.min(x, axis=axis, keepdims=keepdims)
 
 
+@over_time(shifted, jointly=True)
 @operation(x=lambda F, g, axis: F.flip(F.cumsum(F.flip(g, axis), axis), axis))
 def cumsum(F: Any, x: Operand, /, axis: int) -> Array:
     """Running sum along ``axis``."""
     return F.cumsum(x, axis=axis)
 
 
+@over_time(shifted)
 @operation(x=lambda F, g, out, x, axis: kept(F, g, x.shape, axis) * F.exp(x - kept(F, out, x.shape, axis)))
 def logsumexp(F: Any, x: Operand, /, axis: Axis = None, keepdims: bool = False) -> Array:
     """``log(sum(exp(x)))`` over ``axis``, without overflow."""
@@ -133,30 +142,35 @@ def logsumexp(F: Any, x: Operand, /, axis: Axis = None, keepdims: bool = False) 
     return result if keepdims else F.squeeze(result, axis=axes_of(axis, x.ndim))
 
 
+@over_time(flattened)
 @operation()
 def argmax(F: Any, x: Operand, /, axis: int | None = None) -> Array:
     """Index of the largest element along ``axis``; has no gradient."""
     return F.argmax(x, axis=axis)
 
 
+@over_time(flattened)
 @operation()
 def argmin(F: Any, x: Operand, /, axis: int | None = None) -> Array:
     """Index of the smallest element along ``axis``; has no gradient."""
     return F.argmin(x, axis=axis)
 
 
+@over_time(shifted)
 @operation()
 def argsort(F: Any, x: Operand, /, axis: int = -1) -> Array:
     """Indices that sort ``x`` along ``axis``; has no gradient."""
     return F.argsort(x, axis=axis)
 
 
+@over_time(shifted)
 @operation()
 def all(F: Any, x: Operand, /, axis: Axis = None, keepdims: bool = False) -> Array:
     """Whether every element over ``axis`` holds."""
     return F.all(x, axis=axis, keepdims=keepdims)
 
 
+@over_time(shifted)
 @operation()
 def any(F: Any, x: Operand, /, axis: Axis = None, keepdims: bool = False) -> Array:
     """Whether an element over ``axis`` holds."""

@@ -17,6 +17,7 @@ from tinygrad_rnn.tensor import Tensor, _name, _wrap
 
 Vjp: TypeAlias = Callable[..., Any]
 
+OverTime: TypeAlias = Callable[["Rule", tuple[Any, ...], Sequence[Any], Sequence[bool]], Any]
 TENSORS: Any = None  # the namespace of operations on tensors; ops/__init__.py puts itself here
 KEEPS_OUT = (0,)  # a plan that keeps the result alone
 
@@ -39,14 +40,39 @@ class Rule:
         How many operands come before those.
     elementwise
         Whether operands broadcast against each other.
+    several
+        Whether the result is a list.
+    over_time, total
+        How it runs on all steps of a sequence at once, and how the sum over all steps is found where that is less work;
+        see ``over_time.py``.
+    jointly, each
+        Whether it is linear in all operands taken together, and the names of those in which it is linear if the others
+        stay as they are.
+    alters
+        Whether a VJP is not linear in the cotangent, so that those of several uses cannot be summed first.
+    scalar
+        What it does to one element, as an expression or a function of the static arguments that gives one; see
+        `tinygrad_rnn.ops.declare.scalar`.
+    view
+        Whether the result shares the memory of its only operand.
     """
 
-    def __init__(self, forward: Callable[..., Any], vjps: dict[str, Vjp], elementwise: bool) -> None:
+    def __init__(
+        self, forward: Callable[..., Any], vjps: dict[str, Vjp], elementwise: bool, several: bool = False
+    ) -> None:
         code = forward.__code__
         self.name = forward.__name__.strip("_")
         self.forward = forward
         self.vjps = vjps
         self.elementwise = elementwise
+        self.several = several
+        self.over_time: OverTime | None = None
+        self.total: OverTime | None = None
+        self.jointly = False
+        self.each: tuple[str, ...] = ()
+        self.alters = False
+        self.scalar: str | Callable[..., str] | None = None
+        self.view = False
         self.variadic = bool(code.co_flags & inspect.CO_VARARGS)
         # Operands are positional-only; static arguments follow, by keyword alone where there are ``*operands``.
         fixed = code.co_varnames[1 : code.co_posonlyargcount]

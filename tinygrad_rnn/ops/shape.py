@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.ops.declare import Operand, operation, operation_with_results, sum_to
+from tinygrad_rnn.ops.declare import Operand, operation, operation_with_results, over_time, sum_to
+from tinygrad_rnn.ops.over_time import shifted, spread
 from tinygrad_rnn.ops.reduction import Axis, axes_of
 from tinygrad_rnn.tensor import Tensor, as_tensor
 
@@ -33,18 +34,21 @@ def _to_shape_of_x(F: Any, g: Any, x_shape: tuple[int, ...]) -> Any:
     return F.reshape(g, x_shape)
 
 
+@over_time(shifted, jointly=True, view=True)
 @operation(x=_to_shape_of_x)
 def reshape(F: Any, x: Operand, /, shape: int | tuple[int, ...]) -> Array:
     """``x`` with another shape; one length may be -1, to be worked out."""
     return F.reshape(x, shape)
 
 
+@over_time(shifted, jointly=True, view=True)
 @operation(x=_to_shape_of_x)
 def expand_dims(F: Any, x: Operand, /, axis: int | tuple[int, ...]) -> Array:
     """``x`` with new axes of length 1 at the positions ``axis`` of the result."""
     return F.expand_dims(x, axis)
 
 
+@over_time(shifted, jointly=True, view=True)
 @operation(x=_to_shape_of_x)
 def squeeze(F: Any, x: Operand, /, axis: Axis = None) -> Array:
     """``x`` without those of its axes of length 1 that ``axis`` names; None: all of them."""
@@ -58,6 +62,7 @@ def _inverse(axes: tuple[int, ...] | None) -> tuple[int, ...] | None:
     return tuple(positions.index(a) for a in range(len(axes)))
 
 
+@over_time(shifted, jointly=True, view=True)
 @operation(x=lambda F, g, axes: F.transpose(g, _inverse(axes)))
 def transpose(F: Any, x: Operand, /, axes: tuple[int, ...] | None = None) -> Array:
     """``x`` with its axes in the order ``axes``; None: reversed."""
@@ -85,12 +90,14 @@ def swapaxes(x: Tensor, axis1: int, axis2: int) -> Tensor:
     return transpose(x, tuple(order))
 
 
+@over_time(spread, jointly=True, view=True)
 @operation(x=lambda F, g, x_shape: sum_to(F, g, x_shape))
 def broadcast_to(F: Any, x: Operand, /, shape: tuple[int, ...]) -> Array:
     """``x`` repeated along new axes and axes of length 1 until it has ``shape``."""
     return F.broadcast_to(x, shape)
 
 
+@over_time(shifted, jointly=True, view=True)
 @operation(x=lambda F, g, axis: F.flip(g, axis))
 def flip(F: Any, x: Operand, /, axis: Axis = None) -> Array:
     """``x`` in reverse order along ``axis``; None: along all."""
@@ -101,6 +108,11 @@ def _negated(shift: int | tuple[int, ...]) -> int | tuple[int, ...]:
     return tuple(-s for s in shift) if isinstance(shift, tuple) else -shift
 
 
+def _rolled(rule: Any, params: Any, ndims: Any, timed: Any) -> Any:
+    return None if params[1] is None else shifted(rule, params, ndims, timed)
+
+
+@over_time(_rolled, jointly=True)
 @operation(x=lambda F, g, shift, axis: F.roll(g, _negated(shift), axis))
 def roll(F: Any, x: Operand, /, shift: int | tuple[int, ...], axis: Axis = None) -> Array:
     """``x`` moved on by ``shift`` along ``axis``; what leaves at the end comes in at the start."""
@@ -111,6 +123,7 @@ def _pad_x(F: Any, g: Any, x_shape: tuple[int, ...], pad_width: Any) -> Any:
     return F.getitem(g, tuple(slice(before, before + n) for (before, _), n in zip(pad_width, x_shape, strict=True)))
 
 
+@over_time(shifted)
 @operation(x=_pad_x)
 def _pad(F: Any, x: Operand, /, pad_width: tuple[tuple[int, int], ...], constant_values: float) -> Array:
     return F.pad(x, pad_width, constant_values=constant_values)
@@ -153,6 +166,7 @@ def _concatenate_parts(F: Any, g: Any, parts_shape: list[tuple[int, ...]], axis:
     return F.split(g, ends[1:-1], axis)
 
 
+@over_time(shifted, jointly=True)
 @operation(parts=_concatenate_parts)
 def _concatenate(F: Any, /, *parts: Operand, axis: int) -> Array:
     return F.concatenate(parts, axis=axis)
@@ -163,6 +177,7 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return _concatenate(*tensors, axis=axis)
 
 
+@over_time(shifted, jointly=True)
 @operation(parts=lambda F, g, axis: F.unstack(g, axis))
 def _stack(F: Any, /, *parts: Operand, axis: int) -> Array:
     return F.stack(parts, axis=axis)
@@ -173,6 +188,7 @@ def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return _stack(*tensors, axis=axis)
 
 
+@over_time(shifted, jointly=True, view=True)
 @operation_with_results(x=lambda F, g, axis: F.stack(_filled(F, g), axis))
 def unstack(F: Any, x: Operand, /, axis: int = 0) -> list[Array]:
     """The slices of ``x`` along ``axis``, as a list.
@@ -206,6 +222,7 @@ def _split_x(F: Any, g: list[Any], x_shape: tuple[int, ...], sections: int | tup
     return F.concatenate(parts, axis)
 
 
+@over_time(shifted, jointly=True, view=True)
 @operation_with_results(x=_split_x)
 def _split(F: Any, x: Operand, /, sections: int | tuple[int, ...], axis: int) -> list[Array]:
     return F.split(x, sections, axis)  # type: ignore[no-any-return]

@@ -1,0 +1,224 @@
+"""The array engine: the loop as a flat list of array calls into memory that is laid out before it, on any backend.
+
+All arrays that a step reads and writes are known before the loop begins, views included, so that the loop itself does
+nothing but call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.compiler.split import Run, Split
+from tinygrad_rnn.compiler.step import Op, Value
+
+FUSES = False
+Rows = list[Any]  # of one value: the array at each step, in the order in which steps are taken
+
+
+class Loop:
+    """The loop of a split step.
+
+    Attributes
+    ----------
+    source
+        The generated function.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+        self.persistent = _persistent(split)
+        self.views: list[Op] = []
+        self.calls: list[Op] = []
+        self.parts: dict[Value, tuple[Value, Any]] = {}  # what is written into what it will be joined to: where
+        kept = self.persistent.union(split.step.following)
+        for op in split.loop:
+            if op.rule.view and kept.isdisjoint(op.results) and not (op.rule.name == "reshape" and self._strided(op)):
+                self.views.append(op)
+            else:
+                self.calls.append(op)
+            if op.rule.name == "concatenate":
+                owned = {value for call in self.calls[:-1] for value in call.results}
+                for part, where in zip(op.operands, _places(op), strict=True):
+                    if part in owned and part not in kept and part not in self.parts:
+                        self.parts[part] = op.results[0], where
+        self._functions: dict[Any, Callable[..., None]] = {}
+        self.source, self.functions, self.rows, self.constants = self._generated()
+
+    def _strided(self, op: Op) -> bool:
+        """Whether the operand may not be contiguous, so that a reshape of it would be a copy."""
+        (operand,) = op.inputs
+        return not any(operand in call.results for call in self.calls) or operand in self.parts
+
+    def _generated(self) -> tuple[str, dict[str, Op], list[Value], list[Value]]:
+        """Source, what its names stand for, and which values it is given: rows at each step, and constants."""
+        step = self.split.step
+        changing = {*self.split.streamed, *step.carry, *[v for op in self.split.loop for v in op.results]}
+        names: dict[Value, str] = {}
+
+        def name(operand: Any) -> str:
+            if type(operand) is not Value:
+                return repr(operand)
+            label = operand.op.rule.name if operand.op else "state" if operand in step.carry else "given"
+            return names.setdefault(operand, f"{label}{len(names)}")
+
+        lines = []
+        functions: dict[str, Op] = {}
+        for op in self.calls:
+            outs = [name(value) for value in op.results]
+            if op.rule.name == "concatenate":
+                for part, (where, text) in zip(op.operands, _places(op), strict=True):
+                    if self.parts.get(part) != (op.results[0], where):
+                        lines.append(f"{outs[0]}[{text}] = {name(part)}")
+                continue
+            arguments = ", ".join([name(operand) for operand in op.operands])
+            if _writes(op):
+                functions[op.rule.name] = op
+                lines.append(f"{op.rule.name}({arguments}, out={outs[0]})")
+                continue
+            call = f"{op.rule.name}_{len(functions)}"
+            functions[call] = op
+            if op.rule.several:
+                lines += [f"parts = {call}({arguments})"]
+                lines += [f"{out}[...] = parts[{i}]" for i, out in enumerate(outs)]
+            else:
+                lines.append(f"{outs[0]}[...] = {call}({arguments})")
+        rows = [value for value in names if value in changing]
+        constants = [value for value in names if value not in changing]
+        head = f"def loop({', '.join(['rows', *[names[value] for value in constants]])}):\n"
+        if not rows:
+            return f"{head}    pass\n", {}, [], constants
+        body = "\n        ".join([f"for {', '.join([names[value] for value in rows])}, in rows:", *lines])
+        return f"{head}    {body}\n", functions, rows, constants
+
+    def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
+        """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""
+        rows = self._laid_out(run, reverse, carry)
+        state = self._carried(run, rows, carry)
+        self._for(run.F)(
+            zip(*[rows[value] for value in self.rows], strict=True), *[run[value] for value in self.constants]
+        )
+        for value in self.split.stacked:
+            if value not in run.values:
+                run.values[value] = run.F.stack(rows[value][:: -1 if reverse else 1], 0)
+        return state
+
+    def _for(self, F: Any) -> Callable[..., None]:
+        """The generated function on a backend."""
+        if F not in self._functions:
+            space: dict[str, Any] = {name: _function(F, op, name) for name, op in self.functions.items()}
+            exec(compile(self.source, "<loop>", "exec"), space)
+            self._functions[F] = space["loop"]
+        return self._functions[F]
+
+    def _laid_out(self, run: Run, reverse: bool, carry: Sequence[Any]) -> dict[Value, Rows]:
+        """The memory of every value but the state, and of all views that are not views of the state."""
+        F, steps, step = run.F, run.steps, self.split.step
+        order = -1 if reverse else 1
+        rows: dict[Value, Rows] = {value: F.unstack(run[value], 0)[::order] for value in self.split.streamed}
+        stacked = set(self.split.stacked)
+        handed_on = sum(value in step.carry for value in step.following)  # from one part of the state to another
+        lives = 2 + handed_on  # for so many steps a part of the state may be read
+        for value in [value for op in reversed(self.calls) for value in op.results]:
+            if value in self.parts:
+                whole, (where, _) = self.parts[value]
+                rows[value] = _each(itemgetter(where), rows[whole])
+            elif value in self.persistent:
+                heirs = [k for k, v in enumerate(step.following) if v is value and step.carry[k] in stacked]
+                memory = F.empty((steps + len(heirs[:1]), *value.shape), dtype=value.dtype)
+                if heirs:  # the states before all steps, and those after: the same memory, one step apart
+                    before, memory = (memory[1:], memory[:-1]) if reverse else (memory[:-1], memory[1:])
+                    before[-1 if reverse else 0] = carry[heirs[0]]
+                    run.values[step.carry[heirs[0]]] = before
+                run.values[value] = memory
+                rows[value] = F.unstack(memory, 0)[::order]
+            else:
+                buffers = [
+                    F.empty(value.shape, dtype=value.dtype) for _ in range(lives if value in step.following else 1)
+                ]
+                rows[value] = list(islice(cycle(buffers), steps))
+        for op in self.views:
+            (operand,) = op.inputs
+            if operand in rows:
+                self._view(F, op, rows)
+        return rows
+
+    def _carried(self, run: Run, rows: dict[Value, Rows], carry: Sequence[Any]) -> list[Any]:
+        """Add the rows of the state, and of views of it; return the last state."""
+        step = self.split.step
+        states: list[Rows] = [[part] for part in carry]
+        for s in range(run.steps):
+            now = {value: states[k][s] for k, value in enumerate(step.carry)}
+            for k, value in enumerate(step.following):
+                after = rows[value][s] if value in rows else now[value] if value in now else run[value]
+                states[k].append(after)
+        rows.update({value: states[k][:-1] for k, value in enumerate(step.carry)})
+        for op in self.views:
+            if op.results[0] not in rows:
+                self._view(run.F, op, rows)
+        return [states[k][-1] for k in range(len(carry))]
+
+    def _view(self, F: Any, op: Op, rows: dict[Value, Rows]) -> None:
+        function = _function(F, op, "")
+        (operand,) = op.inputs
+        results = _each(function, rows[operand])
+        if op.rule.several:
+            rows.update({value: [parts[i] for parts in results] for i, value in enumerate(op.results)})
+        else:
+            rows[op.results[0]] = results
+
+
+def _persistent(split: Split) -> set[Value]:
+    """What is wanted of all steps, and so must not be written over."""
+    following = dict(zip(split.step.carry, split.step.following, strict=True))
+    persistent: set[Value] = set()
+    pending = list(split.stacked)
+    for value in pending:
+        if value not in persistent:
+            persistent.add(value)
+            if value in following:
+                pending.append(following[value])
+    return persistent
+
+
+def _each(function: Callable[[Any], Any], rows: Rows) -> Rows:
+    """``function`` of each row; of one that stands for several steps, once."""
+    known: dict[int, Any] = {}
+    for row in rows:
+        if id(row) not in known:
+            known[id(row)] = function(row)
+    return [known[id(row)] for row in rows]
+
+
+def _places(op: Op) -> list[tuple[Any, str]]:
+    """Where in the result of a concatenation each operand goes, as an index and as text."""
+    (axis,) = op.params
+    axis %= op.results[0].ndim
+    places = []
+    end = 0
+    for part in op.operands:
+        start, end = end, end + part.shape[axis]
+        places.append(((slice(None),) * axis + (slice(start, end),), ":, " * axis + f"{start}:{end}"))
+    return places
+
+
+def _writes(op: Op) -> bool:
+    """Whether the operation is one call of a function that takes ``out``."""
+    name = op.rule.name
+    if name == "matmul":
+        return not (op.operands[1].ndim == 2 and op.operands[0].ndim > 2)
+    called: tuple[str, ...] = op.rule.forward.__code__.co_names
+    return called == (name,) and (name == "sigmoid" or (isinstance(getattr(np, name, None), np.ufunc)))
+
+
+def _function(F: Any, op: Op, name: str) -> Callable[..., Any]:
+    if name == "sigmoid":
+        return F.sigmoid  # type: ignore[no-any-return]
+    if name == op.rule.name:
+        return getattr(F.library, name)  # type: ignore[no-any-return]
+    forward, params = op.rule.forward, dict(zip(op.rule.params, op.params, strict=True))
+    return lambda *operands: forward(F, *operands, **params)

@@ -1,0 +1,241 @@
+"""A matrix product for loops that multiply by the same weight at every step.
+
+A library's product copies both operands into the order that its kernel reads, at every call; with the few rows of a
+state that costs as much as the arithmetic. Here ``pack`` copies the weight once a sequence, and ``multiply_add`` reads
+it at every step. Compiled loops call them; both release the GIL.
+
+A packed weight is a sequence of panels. A panel holds as many columns as a vector register has lanes: its K rows, one
+after another, with zeros for the columns that N lacks. A kernel keeps a block of C, a few rows by a few vectors, in
+registers while it runs down K (Goto and van de Geijn, 2008, without the blocking that larger A would need).
+
+Each element of C is one sum over K in ascending order, whatever block it falls in. So a row has the same bits in a
+batch of any size and in any shard of it.
+
+Numba's cache compiles a function anew when its file changes, but not when that of a function it calls does: cached
+code that calls these must be keyed by this file too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+# The bytes of a vector register, and the vectors in a row of a block. The sums of six rows, the vectors of B that they
+# share and an element of A fill the registers: 32, or 16 of them. The features are those that Numba compiles for and
+# keys its cache by, not the processor's own, so that cached code never meets a weight packed for another width.
+_triple, _, _features = cpu_target.target_context.codegen().magic_tuple()
+if "+avx512f" in _features.split(","):
+    BYTES, VECTORS = 64, 4
+elif {"+avx2", "+fma"} <= set(_features.split(",")):
+    BYTES, VECTORS = 32, 2
+elif _triple.startswith(("aarch64", "arm64")):
+    BYTES, VECTORS = 16, 4
+else:
+    BYTES, VECTORS = 16, 2
+ROWS = 6
+# Each addition waits for the one before it in its sum: a row alone needs eight sums to keep the processor busy.
+VECTORS_OF_ONE_ROW = 8
+# The rows of B that are packed together, so that a line of the cache is read while its page is at hand.
+TILE = 32
+
+
+def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+    """Zeros that begin at a multiple of 64 bytes, so that no vector lies across two lines of the cache."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    buffer = np.zeros(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    array: np.ndarray[Any, Any] = buffer[start : start + size].view(dtype).reshape(shape)
+    return array
+
+
+@intrinsic
+def _itemsize(typing: Any, array: Any) -> Any:
+    """``array.itemsize`` as a constant: a loop over a fixed number of lanes is vectorized."""
+    return types.intp(array), lambda context, *_: context.get_constant(types.intp, array.dtype.bitwidth // 8)
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def packed_size(K: int, N: int, itemsize: int) -> int:
+    """How many elements of ``itemsize`` bytes a (K, N) matrix has when packed."""
+    lanes = BYTES // itemsize
+    return K * lanes * ((N + lanes - 1) // lanes)
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def pack(B: Any, packed: Any) -> None:
+    """Copy a matrix into the order that ``multiply_add`` reads.
+
+    Parameters
+    ----------
+    B
+        (K, N), C-contiguous or the transpose of such.
+    packed
+        (``packed_size(K, N, itemsize)``,), ``aligned``. Columns i to j of B are ``packed[K * i : K * j]``, where i and
+        j are multiples of ``BYTES // itemsize``.
+    """
+    K, N = B.shape
+    itemsize: int = _itemsize(packed)  # type: ignore[call-arg]
+    lanes = BYTES // itemsize
+    if packed.size != packed_size(K, N, itemsize):
+        raise ValueError("packed has not the size that packed_size gives")
+    # Either way B is read along its rows in memory, and a panel, or the tile's part of it, is written at one go.
+    tile = TILE if B.strides[0] >= B.strides[1] else max(TILE, K)
+    whole = N // lanes * lanes
+    for top in range(0, K, tile):
+        for n in range(0, whole, lanes):
+            for k in range(top, min(top + tile, K)):
+                for j in range(lanes):
+                    packed[n * K + k * lanes + j] = B[k, n + j]
+    if whole < N:
+        for k in range(K):
+            for j in range(lanes):
+                packed[whole * K + k * lanes + j] = B[k, whole + j] if whole + j < N else 0
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def multiply_add(A: Any, packed: Any, C: Any) -> None:
+    """``C += A @ B`` for a packed B.
+
+    Parameters
+    ----------
+    A, C
+        (M, K) and (M, N), contiguous along their rows. They must not overlap.
+    packed
+        What ``pack`` made of B, which is (K, N). All three are float32, or all float64.
+    """
+    M, K = A.shape
+    N = C.shape[1]
+    itemsize: int = _itemsize(C)  # type: ignore[call-arg]
+    lanes = BYTES // itemsize
+    if C.shape[0] != M or packed.size != packed_size(K, N, itemsize):
+        raise ValueError("the shapes of A, packed and C do not fit each other")
+    if (K > 1 and A.strides[1] != itemsize) or (N > 1 and C.strides[1] != itemsize):
+        raise ValueError("the rows of A and C must be contiguous")
+    vectors = VECTORS if M > 1 else VECTORS_OF_ONE_ROW
+    n = 0
+    while n < N:
+        while vectors > 1 and n + vectors * lanes > N:
+            vectors //= 2
+        m = 0
+        for blocks in range((M + ROWS - 1) // ROWS, 0, -1):
+            rows = (M - m + blocks - 1) // blocks
+            a = A.ctypes.data + m * A.strides[0]
+            b = packed.ctypes.data + n * itemsize * K
+            c = C.ctypes.data + m * C.strides[0] + n * itemsize
+            place = (a, A.strides[0], b, K, c, C.strides[0], (N - n) * itemsize)
+            _block(A, packed, C, rows, vectors, place)
+            m += rows
+        n += vectors * lanes
+
+
+@intrinsic
+def _block(typing: Any, A: Any, packed: Any, C: Any, rows: Any, vectors: Any, place: Any) -> Any:
+    """Call the kernel of this size with ``place``; the arrays only say of which type."""
+    if A.dtype not in (types.float32, types.float64) or not A.dtype == packed.dtype == C.dtype:
+        raise TypingError(f"all must be float32 or all float64, not {A.dtype}, {packed.dtype} and {C.dtype}")
+    if packed.ndim != 1 or packed.layout != "C":
+        raise TypingError("packed must be contiguous and have one axis")
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> ir.Value:
+        rows, vectors, place = values[3:]
+        arguments = [builder.extract_value(place, i) for i in range(7)]
+        after = builder.append_basic_block()
+        choice = builder.switch(builder.add(builder.mul(rows, rows.type(16)), vectors), after)
+        for r in range(1, ROWS + 1):
+            v = VECTORS if r > 1 else VECTORS_OF_ONE_ROW
+            while v:
+                kernel = _kernel(builder.module, context.get_value_type(A.dtype), A.dtype.bitwidth // 8, r, v)
+                case = builder.append_basic_block()
+                choice.add_case(rows.type(16 * r + v), case)
+                builder.position_at_end(case)
+                builder.call(kernel, arguments)
+                builder.branch(after)
+                v //= 2
+        builder.position_at_end(after)
+        return context.get_dummy_value()
+
+    return types.void(A, packed, C, types.intp, types.intp, place), emit
+
+
+def _kernel(module: ir.Module, real: ir.Type, itemsize: int, rows: int, vectors: int) -> ir.Function:
+    """The function that adds A B to a block of this size; only a single vector may have fewer columns than lanes.
+
+    Its arguments are where A's first row is, and the bytes from one row to the next; where B's first panel is, and K;
+    where the block is, the bytes from one row of C to the next, and the bytes from the block's first column to C's end.
+    """
+    lanes = BYTES // itemsize
+    size, int32, vector = cgutils.intp_t, ir.IntType(32), ir.VectorType(real, lanes)
+    address, truths = vector.as_pointer(), ir.VectorType(ir.IntType(1), lanes)
+    name = module.get_unique_name(f"product_{rows}x{vectors}")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [size] * 7), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    a, a_stride, b, depth, c, c_stride, left = function.args
+    builder = ir.IRBuilder(function.append_basic_block())
+
+    def declare(name: str, result: ir.Type, *operands: ir.Type) -> ir.Function:
+        suffix = f"v{lanes}{real.intrinsic_name}" + (".p0" if address in operands else "")
+        return module.declare_intrinsic(f"llvm.{name}.{suffix}", (), ir.FunctionType(result, operands))
+
+    # Fused where the processor can; ``llvm.fma`` would call the C library where it cannot.
+    multiply_add = declare("fmuladd", vector, vector, vector, vector)
+    masked_load = declare("masked.load", vector, address, int32, truths, vector)
+    masked_store = declare("masked.store", ir.VoidType(), vector, address, int32, truths)
+
+    def add(x: ir.Value, y: ir.Value, times: int) -> ir.Value:
+        return builder.add(x, builder.mul(y, size(times)))
+
+    def load(place: ir.Value, kind: ir.Type) -> ir.Value:
+        return builder.load(builder.inttoptr(place, kind.as_pointer()), align=itemsize)
+
+    def spread(value: ir.Value) -> ir.Value:
+        first = builder.insert_element(ir.VectorType(value.type, lanes)(ir.Undefined), value, int32(0))
+        return builder.shuffle_vector(first, first, ir.VectorType(int32, lanes)(None))
+
+    block = [(r, v) for r in range(rows) for v in range(vectors)]
+    places = {(r, v): add(add(c, c_stride, r), size(v), BYTES) for r, v in block}
+    a_rows = [add(a, a_stride, r) for r in range(rows)]
+    panels = [add(b, depth, v * BYTES) for v in range(vectors)]
+    sums = {rv: builder.alloca(vector) for rv in block}
+    offsets = ir.VectorType(size, lanes)([lane * itemsize for lane in range(lanes)])
+    mask = builder.icmp_signed("<", offsets, spread(left))
+
+    for rv, place in places.items():
+        if vectors == 1:
+            start = builder.call(masked_load, [builder.inttoptr(place, address), int32(itemsize), mask, vector(None)])
+        else:
+            start = load(place, vector)
+        builder.store(start, sums[rv])
+
+    def step(k: ir.Value) -> None:
+        lines = [load(add(panel, k, BYTES), vector) for panel in panels]
+        for r, a_row in enumerate(a_rows):
+            element = spread(load(add(a_row, k, itemsize), real))
+            for v, line in enumerate(lines):
+                total = builder.call(multiply_add, [element, line, builder.load(sums[r, v])])
+                builder.store(total, sums[r, v])
+
+    # Enough products a turn to hide the loop's own instructions.
+    unroll = min(4, max(1, 24 // (rows * vectors)))
+    turns = builder.udiv(depth, size(unroll))
+    with cgutils.for_range(builder, turns) as turn:
+        for u in range(unroll):
+            step(add(size(u), turn.index, unroll))
+    with cgutils.for_range(builder, builder.urem(depth, size(unroll))) as turn:
+        step(add(turn.index, turns, unroll))
+
+    for rv, place in places.items():
+        total, target = builder.load(sums[rv]), builder.inttoptr(place, address)
+        if vectors == 1:
+            builder.call(masked_store, [total, target, int32(itemsize), mask])
+        else:
+            builder.store(total, target, align=itemsize)
+    builder.ret_void()
+    return function

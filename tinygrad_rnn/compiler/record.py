@@ -1,0 +1,200 @@
+"""Recording: one step of a cell, called once on tensors that know when they are being looked at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from tinygrad_rnn import random, tape
+from tinygrad_rnn.backend import BY_TYPE
+from tinygrad_rnn.compiler.step import Recorder, Step
+from tinygrad_rnn.compiler.watch import Watch
+from tinygrad_rnn.ops.rule import Rule
+from tinygrad_rnn.tensor import Tensor, _wrap
+
+
+class Unrecordable(Exception):
+    """One step cannot stand for all, and why."""
+
+
+class Traced(Tensor):
+    """A tensor of the step that is recorded: it has a value, which must not be looked at."""
+
+    __slots__ = ()
+
+    @property
+    def data(self) -> Any:
+        """Refused."""
+        _refuse("reads .data of")
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        _refuse("assigns to .data of")
+
+    def numpy(self) -> Any:
+        _refuse("calls .numpy() of")
+
+    def item(self) -> Any:
+        _refuse("calls .item() of")
+
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        _refuse("calls .backward() of")
+
+    def _describe(self) -> str:
+        _refuse("prints")
+
+    def __bool__(self) -> bool:
+        _refuse("asks for the truth of")
+
+    def __float__(self) -> float:
+        _refuse("makes a float of")
+
+    def __int__(self) -> int:
+        _refuse("makes an int of")
+
+    def __index__(self) -> int:
+        _refuse("makes an index of")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        _refuse("makes a NumPy array of")
+
+    def __getstate__(self) -> Any:
+        _refuse("copies")
+
+
+def _refuse(what: str) -> NoReturn:
+    raise Unrecordable(f"the cell {what} a value that changes from step to step")
+
+
+@dataclass
+class Draw:
+    """What a step drew from one of our generators: ``make(key)`` draws it for another step."""
+
+    generator: random.Generator
+    make: Callable[[tuple[int, int]], Tensor]
+
+
+@dataclass
+class Recording:
+    """A recorded step; its ``xs`` are those that were given, and then what was drawn.
+
+    Attributes
+    ----------
+    consts
+        The tensors that the step's ``consts`` stand for.
+    draws
+        What was drawn, in order.
+    """
+
+    step: Step
+    consts: list[Tensor]
+    draws: list[Draw]
+
+
+class _Listener(Recorder):
+    """Marks the results of what it hears, so that they know when they are being looked at."""
+
+    raw_gradients = False
+
+    def __call__(self, rule: Rule, operands: Sequence[Any], params: tuple[Any, ...], results: Sequence[Tensor]) -> None:
+        before = len(self.ops)
+        super().__call__(rule, operands, params, results)
+        if len(self.ops) == before:
+            return
+        if rule.name in ("gather", "place") and any(isinstance(o, Tensor) and o.dtype.kind == "b" for o in operands):
+            raise Unrecordable("the cell picks by a mask, so that a shape depends on values")
+        for result in results:
+            result.__class__ = Traced
+
+
+def record(
+    call: Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]],
+    xs: Sequence[Tensor],
+    state: Sequence[Tensor],
+    cell: Any,
+) -> Recording:
+    """Record ``call(xs, state)``, which calls ``cell`` and returns the outputs and the next state.
+
+    Raises
+    ------
+    Unrecordable
+        If the call looked at a value that it computed, or changed something of its own. All is then as it was before.
+    RuntimeError
+        If what it changed cannot be put back.
+    """
+    watch = Watch(cell)
+    try:
+        recording = _recorded(call, xs, state)
+    except Unrecordable:
+        watch.restore()
+        raise
+    changes = watch.changes()
+    if changes:
+        watch.restore()
+        raise Unrecordable(f"the cell changes something of its own: {', '.join(changes)}")
+    return recording
+
+
+def _recorded(
+    call: Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]],
+    xs: Sequence[Tensor],
+    state: Sequence[Tensor],
+) -> Recording:
+    listener = _Listener()
+    given = [[_traced(tensor) for tensor in group] for group in (xs, state)]
+    met = [[listener.meet(tensor) for tensor in group] for group in given]
+    step = Step(xs=met[0], carry=met[1], consts=[])
+    draws: list[Draw] = []
+    counters: dict[int, tuple[random.Generator, int]] = {}
+
+    def drawn(generator: random.Generator, make: Callable[[tuple[int, int]], Tensor], tensor: Tensor) -> None:
+        counters.setdefault(id(generator), (generator, generator.counter - 1))
+        step.xs.append(listener.meet(tensor))
+        tensor.__class__ = Traced
+        draws.append(Draw(generator, make))
+
+    token = random._drawn.set(drawn)
+    try:
+        with tape.listen(listener), np.errstate(all="ignore"):
+            ys, following = call(*given)
+    finally:
+        random._drawn.reset(token)
+        taken = {key: generator.counter - before for key, (generator, before) in counters.items()}
+        for generator, before in counters.values():
+            generator.counter = before
+    if any(sum(id(draw.generator) == key for draw in draws) != count for key, count in taken.items()):
+        raise Unrecordable("the cell takes keys from a generator by itself")
+    step.ys = [listener.value(y) for y in ys]
+    step.following = [listener.value(part) for part in following]
+    step.ops = listener.ops
+    step.consts = list(listener.constants)
+    return Recording(step, list(listener.constants.values()), draws)
+
+
+def draw_all(recording: Recording, steps: int, reverse: bool) -> list[Tensor]:
+    """What all steps draw, in the order in which they take their turns; the generators move on."""
+    per_step = Counter(id(draw.generator) for draw in recording.draws)
+    earlier: Counter[int] = Counter()
+    drawn = []
+    for draw in recording.draws:
+        generator = draw.generator
+        earlier[id(generator)] += 1
+        first, stride = generator.counter + earlier[id(generator)], per_step[id(generator)]
+        keys = [(generator.seed, first + s * stride) for s in range(steps)]
+        arrays = [draw.make(key)._data for key in (keys[::-1] if reverse else keys)]
+        F = BY_TYPE[type(arrays[0])]
+        drawn.append(_wrap(F.stack(arrays, 0)))
+    for draw in {id(draw.generator): draw for draw in recording.draws}.values():
+        draw.generator.counter += steps * per_step[id(draw.generator)]
+    return drawn
+
+
+def _traced(tensor: Tensor) -> Tensor:
+    traced = _wrap(tensor._data)
+    traced.__class__ = Traced
+    traced.requires_grad = tensor.requires_grad
+    return traced

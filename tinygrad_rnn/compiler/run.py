@@ -1,0 +1,280 @@
+"""A recorded step over a sequence, as one operation on the tape.
+
+Forwards it is the step, split and run by an engine; backwards it is the step that `derive` made of it, run by the same
+engine. When the gradient is itself to be recorded, the step backwards is run by this same operation.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from tinygrad_rnn import tape
+from tinygrad_rnn.compiler.derive import Backward, backward_of, cut, flowing
+from tinygrad_rnn.compiler.split import SAME, Run, Split
+from tinygrad_rnn.compiler.step import Op, Step, Value
+from tinygrad_rnn.ops.rule import _check
+from tinygrad_rnn.tensor import Tensor, _wrap, as_tensor
+
+Arrays = list[Any]
+
+
+class Program:
+    """A step that is ready to run over sequences."""
+
+    def __init__(self, step: Step, engine: Any) -> None:
+        self.step = step
+        self.split = Split(step, engine.FUSES)
+        self.loop = engine.Loop(self.split)
+
+    def __call__(
+        self, F: Any, steps: int, reverse: bool, xs: Arrays, carry: Arrays, consts: Arrays
+    ) -> tuple[Arrays, Arrays, Arrays]:
+        """Outputs of all steps, last state, and totals."""
+        split = self.split
+        run = Run(F, steps)
+        run.values.update(zip(self.step.xs, xs, strict=True))
+        run.values.update(zip(self.step.consts, consts, strict=True))
+        for op in split.same:
+            params = dict(zip(op.rule.params, op.params, strict=True))
+            _store(run, op, op.rule.forward(F, *[run[operand] for operand in op.operands], **params))
+        for op, how in split.before:
+            _store(run, op, how(F, steps, *[run[operand] for operand in op.operands]))
+        last = self.loop(run, reverse, carry)
+        for op, how in split.after:
+            _store(run, op, how(F, steps, *[run[operand] for operand in op.operands]))
+        totals = [_alike(F, total(run), value) for total, value in zip(split.totals, self.step.totals, strict=True)]
+        return [self._output(run, value) for value in self.step.ys], [F.asarray(part).copy() for part in last], totals
+
+    def _output(self, run: Run, value: Value) -> Any:
+        array = run[value]
+        if self.split.level[value] == SAME:
+            array = run.F.broadcast_to(array, (run.steps, *value.shape))
+        elif value.op is not None and not value.op.rule.view:
+            return array
+        return run.F.asarray(array).copy() if value not in self.step.carry else array
+
+
+def _store(run: Run, op: Op, results: Any) -> None:
+    for value, result in zip(op.results, results if op.rule.several else (results,), strict=True):
+        run.values[value] = _alike(run.F, result, value)
+
+
+def _alike(F: Any, array: Any, value: Value) -> Any:
+    """``array`` with the dtype that the operation on tensors had given it."""
+    if type(array) is not F.array_type:
+        array = F.asarray(array)
+    return array if array.dtype == value.dtype else array.astype(value.dtype)
+
+
+class Compiled:
+    """A step with what is asked of it: programs forwards and backwards, made when they are first needed.
+
+    Attributes
+    ----------
+    step
+        The step, whose outputs are those that were asked for, ``size`` of them, and then what its step backwards reads.
+    active
+        Which of the outputs, parts of the state and totals a gradient passes through.
+    """
+
+    def __init__(self, step: Step, engine: Any, asked: tuple[tuple[bool, ...], ...]) -> None:
+        self.engine = engine
+        self.asked = asked
+        self.size = len(step.ys)
+        self._backward: dict[Any, tuple[Program, Backward]] = {}
+        if any(any(flags) for flags in asked):
+            first = backward_of(step, [True] * self.size, [True] * len(step.totals), *asked)
+            shorter, saved = cut(step, first.step)
+            states = [value for value in step.carry if value in shorter.xs]
+            step = replace(step, ys=[*step.ys, *saved, *states])
+            flows, passed = flowing(step, *asked)
+            groups = [value in passed for value in step.ys], flows, [value in passed for value in step.totals]
+            self.active = tuple([[bool(flag) for flag in group] for group in groups])
+        self.step = step
+        self.forward = Program(step, engine)
+
+    @property
+    def saved(self) -> list[Value]:
+        """What the step backwards reads."""
+        return self.step.ys[self.size :]
+
+    def backward(self, ys: tuple[bool, ...], totals: tuple[bool, ...], asked: Any) -> tuple[Program, Backward]:
+        """The program that carries cotangents of these outputs and totals to what is asked."""
+        key = ys, totals, asked
+        if key not in self._backward:
+            backward = backward_of(self.step, ys, totals, *asked)
+            shorter, _ = cut(self.step, backward.step, self.saved)
+            self._backward[key] = Program(shorter, self.engine), backward
+        return self._backward[key]
+
+    @cached_property
+    def states(self) -> Program:
+        """The program that gives the state before each step, where the steps backwards of higher order need it."""
+        return Program(replace(self.step, ys=self.step.carry, totals=[]), self.engine)
+
+
+MOST = 256  # so many structures are remembered
+_known: OrderedDict[Any, Compiled] = OrderedDict()
+
+
+def compiled(step: Step, engine: Any, asked: tuple[tuple[bool, ...], ...]) -> Compiled:
+    """The programs for ``step``, from memory if a step of the same structure came before."""
+    key = engine, step.key(), asked
+    found = _known.get(key)
+    if found is None:
+        found = _known[key] = Compiled(step, engine, asked)
+        if len(_known) > MOST:
+            _known.popitem(last=False)
+    else:
+        _known.move_to_end(key)
+    return found
+
+
+@dataclass
+class _Kept:
+    """What a node of a scan keeps for its backward pass."""
+
+    F: Any
+    compiled: Compiled
+    steps: int
+    reverse: bool
+    xs: list[Tensor]
+    carry: list[Tensor]
+    consts: list[Tensor]
+    saved: Arrays
+
+
+def over(
+    F: Any,
+    step: Step,
+    engine: Any,
+    steps: int,
+    reverse: bool,
+    xs: list[Tensor],
+    carry: list[Tensor],
+    consts: list[Tensor],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Run ``step`` over a sequence: its outputs at all steps, the last state, and the totals."""
+    recording = tape.MODE.get().recording
+    groups = xs, carry, consts
+    asked = tuple([tuple([recording and tensor.requires_grad for tensor in group]) for group in groups])
+    plan = compiled(step, engine, asked)
+    results = plan.forward(F, steps, reverse, *[[tensor._data for tensor in group] for group in groups])
+    size = plan.size
+    if not any(any(flags) for flags in asked):
+        ys, last, totals = [[_wrap(array) for array in group] for group in results]
+        return ys, last, totals
+    kept = _Kept(F, plan, steps, reverse, xs, carry, consts, results[0][size:])
+    parents = [
+        tensor if tensor._node is None else tensor._node
+        for group, flags in zip(groups, asked, strict=True)
+        for tensor, flag in zip(group, flags, strict=True)
+        if flag
+    ]
+    node = tape.record(SCAN, tuple(parents), _Plan(len(parents)), (kept,))
+    count = sum(map(len, results))
+    first = 0
+    wrapped: list[list[Tensor]] = []
+    for group, active in zip(results, plan.active, strict=True):
+        wrapped.append([_selected(node, array, first + i, count, active[i]) for i, array in enumerate(group)])
+        first += len(group)
+    ys, last, totals = wrapped
+    return ys[:size], last, totals
+
+
+def _selected(node: tape.Node, array: Any, position: int, count: int, active: bool) -> Tensor:
+    """One result of a scan as a tensor."""
+    return _wrap(array, tape.record(SCAN, (node,), tape.SELECT, (position, count)) if active else None)
+
+
+class _Scan:
+    """The rule of the nodes of scans; see `tinygrad_rnn.ops.rule.Rule`."""
+
+    name = "scan"
+    operands = readable = params = ()
+    elementwise = False
+
+    def pull(self, node: tape.Node, cotangents: Any, as_tensors: bool, asked: set[tape.Parent] | None) -> list[Any]:
+        """For each parent of ``node`` its cotangent."""
+        (kept,) = node.kept
+        plan: Compiled = kept.compiled
+        step = plan.step
+        parents = iter(node.parents)
+        wanted = tuple(
+            [tuple([flag and (asked is None or next(parents) in asked) for flag in flags]) for flags in plan.asked]
+        )
+        ends = len(step.ys), len(step.ys) + len(step.carry)
+        dys, dlast, dtotals = cotangents[: ends[0]], cotangents[ends[0] : ends[1]], cotangents[ends[1] :]
+        program, backward = plan.backward(
+            tuple([g is not None for g in dys]), tuple([g is not None for g in dtotals]), wanted
+        )
+        values = self._values(node, kept, program.step, as_tensors)
+        first = len(step.xs) + len(step.carry)
+        values.update(zip(backward.step.xs[first:], [dys[i] for i in backward.ys], strict=True))
+        first = len(step.consts)
+        values.update(zip(backward.step.consts[first:], [dtotals[i] for i in backward.totals], strict=False))
+        F = kept.F
+        blank = {value: F.asarray(array) for value, array in program.step.literals.items()}
+        carry = [
+            F.zeros(value.shape, dtype=value.dtype) if dlast[i] is None else dlast[i]
+            for i, value in zip(backward.carry, program.step.carry, strict=True)
+        ]
+        if as_tensors:
+            blank = {value: Tensor(array) for value, array in blank.items()}
+            carry = [as_tensor(part) for part in carry]
+        values |= blank
+        xs, consts = [[values[value] for value in group] for group in (program.step.xs, program.step.consts)]
+        if as_tensors:
+            found = over(F, program.step, plan.engine, kept.steps, not kept.reverse, xs, carry, consts)
+        else:
+            found = program(F, kept.steps, not kept.reverse, xs, carry, consts)
+        places = backward.xs, backward.carry, backward.consts
+        named = [dict(zip(place, group, strict=True)) for place, group in zip(places, found, strict=True)]
+        return [named[k].get(i) for k, flags in enumerate(plan.asked) for i, flag in enumerate(flags) if flag]
+
+    def _values(self, node: tape.Node, kept: _Kept, wanted: Step, as_tensors: bool) -> dict[Value, Any]:
+        """What the step forwards was given, and what was saved of it, if the step backwards reads it."""
+        plan = kept.compiled
+        step = plan.step
+        read = {*wanted.xs, *wanted.consts}
+        values: dict[Value, Any] = {}
+        tensors = [*zip(step.xs, kept.xs, strict=True), *zip(step.consts, kept.consts, strict=True)]
+        for value, tensor in tensors:
+            if value in read:
+                if tensor._node is None or tensor._base is not None:
+                    _check(tensor, node)
+                values[value] = tensor if as_tensors else tensor._data
+        saved = dict(zip(plan.saved, kept.saved, strict=True))
+        if any(value in read and value not in saved for value in step.carry):
+            groups = kept.xs, kept.carry, kept.consts
+            if as_tensors:
+                states, _, _ = over(kept.F, plan.states.step, plan.engine, kept.steps, kept.reverse, *groups)
+            else:
+                arrays = [[tensor._data for tensor in group] for group in groups]
+                states, _, _ = plan.states(kept.F, kept.steps, kept.reverse, *arrays)
+            values.update(zip(step.carry, states, strict=True))
+        count = len(step.ys) + len(step.carry) + len(step.totals)
+        for i, (value, array) in enumerate(saved.items()):
+            if value in read:
+                position = plan.size + i
+                passed = plan.active[0][position]
+                values[value] = _selected(node, array, position, count, passed) if as_tensors else array
+        return values
+
+
+class _Plan:
+    """The plan of the nodes of scans; see `tinygrad_rnn.ops.rule.Plan`."""
+
+    quick = None
+    lasting = False
+    keeps = ()
+    out = -1
+
+    def __init__(self, parents: int) -> None:
+        self.indices = tuple(range(parents))
+
+
+SCAN: Any = _Scan()

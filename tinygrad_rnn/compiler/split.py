@@ -1,0 +1,190 @@
+"""Only what lies on the recurrence stays in the loop.
+
+A step is parted into what is the same at every step (done once), what depends on the inputs alone (done before the
+loop, for all steps at once), what the next state depends on (the loop), and what only outputs and totals depend on
+(done after it, for all steps at once). So the products with the inputs, and the gradients of weights, which are sums
+over time, become one product each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.compiler.step import Op, Step, Value, needed_for
+
+SAME, BEFORE, CARRIED = range(3)  # what a value depends on: constants alone, inputs, the state
+
+
+@dataclass
+class Run:
+    """The values of a run over a sequence, time as their first axis where they change with it."""
+
+    F: Any
+    steps: int
+    values: dict[Value, Any] = field(default_factory=dict)
+
+    def __getitem__(self, operand: Any) -> Any:
+        return self.values[operand] if type(operand) is Value else operand
+
+
+Total = Callable[[Run], Any]
+Batched = tuple[Op, Callable[..., Any]]
+
+
+class Split:
+    """A step, parted.
+
+    Attributes
+    ----------
+    same
+        Operations done once.
+    before, after
+        Operations done for all steps at once, before and after the loop, with how.
+    loop
+        Operations done at each step.
+    streamed
+        What the loop reads that is another at each step.
+    stacked
+        What is made in the loop, or carried by it, and wanted of all steps afterwards.
+    totals
+        How each of the step's totals is found in the end.
+    """
+
+    def __init__(self, step: Step, fuses: bool) -> None:
+        """``fuses``: whether the engine fuses operations, so that cheap ones had better stay in the loop."""
+        self.step = step
+        ops = step.pruned()
+        self.level: dict[Value, int] = dict.fromkeys(step.consts, SAME)
+        self.level |= dict.fromkeys(step.xs, BEFORE) | dict.fromkeys(step.carry, CARRIED)
+        self._batched: dict[Op, Callable[..., Any]] = {}
+        before: list[Op] = []
+        carried: list[Op] = []
+        self.same: list[Op] = []
+        for op in ops:
+            level = max([self.level[value] for value in op.inputs], default=SAME)
+            if level != SAME:
+                how = op.rule.over_time and op.rule.over_time(op.rule, op.params, _forms(op), self._timed(op))
+                if how is None:
+                    level = CARRIED
+                else:
+                    self._batched[op] = how
+            (self.same, before, carried)[level].append(op)
+            self.level.update(dict.fromkeys(op.results, level))
+        self._looped = self._needed_in_loop(carried)
+        self._leaves: set[Value] = set()
+        self._known_totals: dict[Value, Total] = {}
+        self.totals = [self._total(value) for value in step.totals]
+        wanted = {*step.ys, *self._leaves}
+        after = needed_for(wanted, [op for op in carried if op not in self._looped])
+        read = wanted.union(*[op.inputs for op in after])
+        self.loop = [op for op in ops if op in self._looped]
+        views = self._views_of_stacked(read)
+        after = [op for op in ops if op in views or op in set(after)]
+        read = wanted.union(*[op.inputs for op in after])
+        if fuses:
+            self.loop = self._sunk(before, read)
+        inside = set(self.loop)
+        self.before = [
+            (op, self._batched[op]) for op in needed_for(self._read_by_loop() | read, before) if op not in inside
+        ]
+        self.after = [(op, self._batched[op]) for op in after]
+        made = {value for op in self.loop for value in op.results if op not in views}
+        made.update(step.carry)
+        self.stacked = [value for value in [*step.carry, *_results(self.loop)] if value in made and value in read]
+        loops = self._read_by_loop()
+        self.streamed = [v for v in [*step.xs, *[v for op, _ in self.before for v in op.results]] if v in loops]
+
+    def _read_by_loop(self) -> set[Value]:
+        made = set(_results(self.loop))
+        return {v for op in self.loop for v in op.inputs}.union(self.step.following).difference(made)
+
+    def _timed(self, op: Op) -> list[bool]:
+        return [type(operand) is Value and self.level[operand] != SAME for operand in op.operands]
+
+    def _needed_in_loop(self, carried: list[Op]) -> set[Op]:
+        needed = set(self.step.following)
+        looped: set[Op] = set()
+        for op in reversed(carried):
+            if op not in self._batched or not needed.isdisjoint(op.results):
+                looped.add(op)
+                needed.update(op.inputs)
+        return looped
+
+    def _views_of_stacked(self, read: set[Value]) -> set[Op]:
+        """Views made in the loop that are rather made again after it, of what they are views of."""
+        views: set[Op] = set()
+        read = set(read)
+        for op in reversed(self.loop):
+            results = read.intersection(op.results)
+            if op.rule.view and op in self._batched and results:
+                sources = [value for value in op.inputs if value not in read]
+                if sum(value.bytes for value in sources) <= sum(value.bytes for value in results):
+                    views.add(op)
+                    read.update(op.inputs)
+        return views
+
+    def _sunk(self, before: list[Op], read: set[Value]) -> list[Op]:
+        """The loop, with those elementwise operations from before it that nothing else reads."""
+        sunk: set[Op] = set()
+        outside = set(read).union(self.step.following)
+        for op in reversed(before):
+            if op.rule.elementwise and outside.isdisjoint(op.results):
+                sunk.add(op)
+            else:
+                outside.update(op.inputs)
+        looped = set(self.loop)
+        used = needed_for({v for op in self.loop for v in op.inputs}, [op for op in before if op in sunk])
+        return [op for op in [*before, *self.loop] if op in looped or op in used]
+
+    def _total(self, value: Value) -> Total:
+        if value not in self._known_totals:
+            self._known_totals[value] = self._found_total(value)
+        return self._known_totals[value]
+
+    def _found_total(self, value: Value) -> Total:
+        """The sum of ``value`` over all steps, pulled through operations that are linear."""
+        if self.level[value] == SAME:
+            self._leaves.add(value)
+            return lambda run: run[value] * run.steps
+        op = value.op
+        if op in self._batched and not op.rule.several and not (op in self._looped and op.rule.elementwise):
+            timed = self._timed(op)
+            floats = all(operand.dtype.kind == "f" for operand in op.inputs)
+            changing = [name for name, has in zip(_operand_names(op), timed, strict=True) if has]
+            rule, params = op.rule, op.params
+            if floats and (rule.jointly or (len(changing) == 1 and changing[0] in rule.each)):
+                parts = [
+                    self._total(o) if has or (rule.jointly and type(o) is Value) else self._constant(o, rule.jointly)
+                    for o, has in zip(op.operands, timed, strict=True)
+                ]
+                named = dict(zip(rule.params, params, strict=True))
+                return lambda run: rule.forward(run.F, *[part(run) for part in parts], **named)
+            if rule.total is not None and (how := rule.total(rule, params, _forms(op), timed)):
+                self._leaves.update(op.inputs)
+                return lambda run: how(run.F, run.steps, *[run[operand] for operand in op.operands])
+        self._leaves.add(value)
+        return lambda run: run.F.sum(run[value], axis=0)
+
+    def _constant(self, operand: Any, summed: bool) -> Total:
+        if type(operand) is Value:
+            self._leaves.add(operand)
+            return lambda run: run[operand]
+        return (lambda run: operand * run.steps) if summed else (lambda run: operand)
+
+
+def _results(ops: Iterable[Op]) -> list[Value]:
+    return [value for op in ops for value in op.results]
+
+
+def _forms(op: Op) -> list[Any]:
+    """The operands by their shapes and dtypes; numbers have none."""
+    return [operand if type(operand) is Value else np.empty(()) for operand in op.operands]
+
+
+def _operand_names(op: Op) -> list[str]:
+    *first, last = op.rule.operands
+    return [*first, *[last] * (len(op.operands) - len(first))]
