@@ -44,6 +44,15 @@ def map_nest(function: Callable[..., Any], nest: Any, *others: Any) -> Any:
     return type(nest)(*parts) if hasattr(nest, "_fields") else tuple(parts)
 
 
+def form(nest: Any) -> Any:
+    """Equal for nests that are built alike, whatever they hold."""
+    if isinstance(nest, (tuple, list)):
+        return type(nest), tuple([form(part) for part in nest])
+    if isinstance(nest, Mapping):
+        return dict, tuple([(key, form(part)) for key, part in nest.items()])
+    return None
+
+
 def describe(nest: Any) -> str:
     """How error messages show a nest: its brackets, and the shapes of its tensors."""
     if isinstance(nest, list):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ import numpy as np
 from tinygrad_rnn import tape
 from tinygrad_rnn.backend import Array, get_backend
 from tinygrad_rnn.compiler import array
-from tinygrad_rnn.compiler.record import Unrecordable, draw_all, record
+from tinygrad_rnn.compiler.pure import kind_of, remember, remembered
+from tinygrad_rnn.compiler.record import Recording, Unrecordable, draw_all, record
 from tinygrad_rnn.compiler.run import over
-from tinygrad_rnn.nest import describe, leaves, map_nest
+from tinygrad_rnn.nest import describe, form, leaves, map_nest
 from tinygrad_rnn.ops import pad, reshape, stack, unstack, where
 from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
 
@@ -167,13 +169,14 @@ class _Run:
             raise ValueError(f"engine must be one of {', '.join(('auto', *ENGINES, 'unrolled'))}, got {engine!r}")
         if engine == "unrolled" or _observer.get() is not None or tape.MODE.get().listener is not None:
             return self.unrolled()
-        try:
-            return self.compiled(_engine_named("array" if engine == "auto" else engine))
-        except Unrecordable as reason:
-            if engine != "auto":
-                raise TypeError(f"engine {engine!r} cannot run this cell: {reason}") from None
-            warnings.warn(f"scan runs its cell as a plain loop, which is slower: {reason}", stacklevel=4)
-            return self.unrolled()
+        for name in _candidates(self.xs) if engine == "auto" else (engine,):
+            try:
+                return self.unrolled() if name == "unrolled" else self.compiled(_engine_named(name))
+            except Unrecordable as reason:
+                if engine != "auto":
+                    raise TypeError(f"engine {engine!r} cannot run this cell: {reason}") from None
+                warnings.warn(f"scan cannot run this cell by the {name} engine, which is fast: {reason}", stacklevel=4)
+        raise AssertionError("a loop in Python can run any cell")
 
     def unrolled(self) -> tuple[Any, Any, Any]:
         """The loop in Python, by which all engines are judged."""
@@ -202,6 +205,39 @@ class _Run:
         masks = [masks.flags for masks in (self.real, self.begin) if masks is not None]
         xs = [*[leaf for _, leaf in leaves(self.xs)], *masks]
         state = [leaf for _, leaf in leaves(self.state)]
+        kind = kind_of(self.step)
+        key = None if kind is None else (kind[0], *self._form(xs, state))
+        known = remembered(key) if key else None
+        if kind and known:
+            step, consts, shown = known.step, known.constants(kind[1]), known.extra
+            drawn: list[Tensor] = []
+            notes: list[_Note] = []
+        else:
+            recording, shown, notes = self._recorded(xs, state)
+            if kind and not notes:
+                shown = map_nest(lambda _: None, shown)
+                remember(key, recording, kind[1], shown)
+            step, consts = recording.step, recording.consts
+            drawn = draw_all(recording, self.reached, self.reverse)
+        outs, last, _ = over(_backend(xs[0]), step, engine, self.reached, self.reverse, [*xs, *drawn], state, consts)
+        remaining, parts = iter(outs), iter(last)
+        ys, exposed = map_nest(lambda _: next(remaining), shown)
+        noted = [(commit, [unstack(next(remaining)) for _ in tensors]) for commit, tensors in notes]
+        for t in reversed(range(self.reached)) if self.reverse else range(self.reached):
+            for commit, stacked in noted:
+                commit(*[steps[t] for steps in stacked])
+        return ys, map_nest(lambda _: next(parts), self.state), exposed
+
+    def _form(self, xs: list[Tensor], state: list[Tensor]) -> tuple[Any, ...]:
+        """All that a recording depends on besides the cell."""
+        tensors = tuple([(x.shape[1:], x.dtype, x.requires_grad) for x in xs])
+        parts = tuple([(part.shape, part.dtype, part.requires_grad) for part in state])
+        nests = form(self.xs), form(self.state)
+        masks = self.real is None, self.begin is None
+        return tensors, parts, nests, masks, self.expose, tape.MODE.get().recording
+
+    def _recorded(self, xs: list[Tensor], state: list[Tensor]) -> tuple[Recording, Any, list[_Note]]:
+        """A recording of the first step, and what it returned and noted."""
         first = self.reached - 1 if self.reverse else 0
         shown: Any = None
         notes: list[_Note] = []
@@ -219,19 +255,7 @@ class _Run:
             outs = [*[leaf for _, leaf in leaves(shown)], *[tensor for _, tensors in notes for tensor in tensors]]
             return outs, [leaf for _, leaf in leaves(following)]
 
-        recording = record(call, [_at(leaf, first) for leaf in xs], state, self.step)
-        drawn = draw_all(recording, self.reached, self.reverse)
-        inputs = [*xs, *drawn]
-        outs, last, _ = over(
-            _backend(xs[0]), recording.step, engine, self.reached, self.reverse, inputs, state, recording.consts
-        )
-        remaining, parts = iter(outs), iter(last)
-        ys, exposed = map_nest(lambda _: next(remaining), shown)
-        noted = [(commit, [unstack(next(remaining)) for _ in tensors]) for commit, tensors in notes]
-        for t in reversed(range(self.reached)) if self.reverse else range(self.reached):
-            for commit, stacked in noted:
-                commit(*[steps[t] for steps in stacked])
-        return ys, map_nest(lambda _: next(parts), self.state), exposed
+        return record(call, [_at(leaf, first) for leaf in xs], state, self.step), shown, notes
 
     def _one(
         self, x: Any, state: Any, real: Flags | None, begin: Flags | None, listens: bool, t: int
@@ -258,11 +282,19 @@ class _Run:
         return y, following, found or {}, notes
 
 
+def _candidates(xs: Any) -> tuple[str, ...]:
+    """The engines that may run on these inputs, the fastest first."""
+    on_host = all(leaf.backend == "numpy" for _, leaf in leaves(xs))
+    return ("numba", "array", "unrolled") if on_host and find_spec("numba") else ("array", "unrolled")
+
+
 def _engine_named(name: str) -> Any:
     if name == "array":
         return array
-    from tinygrad_rnn.compiler import jit
-
+    try:
+        from tinygrad_rnn.compiler import jit
+    except ImportError as error:
+        raise ImportError("engine 'numba' needs Numba: pip install 'tinygrad_rnn[fast]'") from error
     return jit
 
 

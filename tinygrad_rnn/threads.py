@@ -90,18 +90,51 @@ class _Job:
         self.function = function
         self.waiting = deque(enumerate(shards))
         self.errors: list[tuple[bool, int, BaseException]] = []
+        self.limit_helpers = False
 
     def work(self) -> None:
         """Run shards until none waits."""
-        while True:
+        while self.waiting:
             try:
                 index, shard = self.waiting.popleft()
-            except IndexError:
+            except IndexError:  # another thread was faster
                 return
             try:
                 self.function(*shard)
             except BaseException as error:
                 self.fail(index, error)
+
+    def help(self) -> None:
+        """Work in a thread other than the caller's."""
+        if not self.limit_helpers:
+            self.work()
+            return
+        try:
+            with blas_limited():
+                self.work()
+        except BaseException as error:
+            self.fail(-1, error)
+
+    def work_with_help(self, helpers: int) -> None:
+        """Work while up to so many other threads help; returns when none is at work."""
+        self.limit_helpers = _blas.must_limit_helpers()
+        locks = [threading.Lock() for _ in range(helpers)]
+        _local.in_shard = True
+        try:
+            _team.ask(self, locks)
+            self.work()
+        except BaseException as interruption:
+            self.fail(-1, interruption)
+        finally:
+            _local.in_shard = False
+        # No shard waits any more: a helper that comes now finds none, and one at work holds its lock.
+        for lock in locks:
+            while True:
+                try:
+                    with lock:
+                        break
+                except BaseException as interruption:  # the helpers still write to what the caller may use next
+                    self.fail(-1, interruption)
 
     def fail(self, index: int, error: BaseException) -> None:
         """Keep the error for the caller; an interruption also takes the waiting shards away."""
@@ -114,33 +147,27 @@ class _Team:
     """Threads that wait for jobs: daemons, which the end of the program need not wait for."""
 
     def __init__(self) -> None:
-        self.tickets: SimpleQueue[tuple[_Job, threading.Lock, bool]] = SimpleQueue()
+        self.tickets: SimpleQueue[tuple[_Job, threading.Lock]] = SimpleQueue()
         self.size = 0
         self.growing = threading.Lock()
 
-    def offer(self, job: _Job, helpers: int, limited: bool) -> list[threading.Lock]:
-        """Ask for helpers; each holds one of these locks while it works on the job."""
-        if self.size < helpers:
+    def ask(self, job: _Job, locks: list[threading.Lock]) -> None:
+        """Ask for a helper for each lock, which it holds while it works."""
+        if self.size < len(locks):
             with self.growing:
-                while self.size < helpers:
+                while self.size < len(locks):
                     threading.Thread(target=_serve, args=(self.tickets,), name="tinygrad_rnn", daemon=True).start()
                     self.size += 1
-        locks = [threading.Lock() for _ in range(helpers)]
         for lock in locks:
-            self.tickets.put((job, lock, limited))
-        return locks
+            self.tickets.put((job, lock))
 
 
-def _serve(tickets: SimpleQueue[tuple[_Job, threading.Lock, bool]]) -> None:
+def _serve(tickets: SimpleQueue[tuple[_Job, threading.Lock]]) -> None:
     _local.in_shard = True
     while True:
-        job, lock, limited = tickets.get()
+        job, lock = tickets.get()
         with lock:
-            if limited:
-                with blas_limited():
-                    job.work()
-            else:
-                job.work()
+            job.help()
         del job  # or its function would live until the next one comes
 
 
@@ -172,33 +199,13 @@ def run_shards(function: Callable[..., object], shards: Sequence[tuple[Any, ...]
     if helpers < 1 or _local.in_shard:
         job.work()
     else:
-        _work_with_help(job, helpers)
+        job.work_with_help(helpers)
     if job.errors:
         errors, job.errors = job.errors, []
         try:
             raise min(errors, key=lambda entry: entry[:2])[2]
         finally:
             del errors  # or the error would hold this frame, and this frame the error
-
-
-def _work_with_help(job: _Job, helpers: int) -> None:
-    locks: list[threading.Lock] = []
-    _local.in_shard = True
-    try:
-        locks = _team.offer(job, helpers, _blas.must_limit_helpers())
-        job.work()
-    except BaseException as interruption:
-        job.fail(-1, interruption)
-    finally:
-        _local.in_shard = False
-    # No shard waits any more: a helper that comes now finds none, and one at work holds its lock.
-    for lock in locks:
-        while True:
-            try:
-                with lock:
-                    break
-            except BaseException as interruption:  # the arrays are not the caller's again until the helpers are done
-                job.fail(-1, interruption)
 
 
 # BLAS
@@ -219,17 +226,18 @@ class _Blas:
         self.modules = 0
 
     def find(self) -> None:
-        """List the libraries, where a module was imported since: listing takes a thousand times as long as a look."""
+        """List the libraries, if a module was imported since: a listing takes half a millisecond, this look no time."""
         if self.modules == len(sys.modules):
             return
         try:
             import threadpoolctl  # type: ignore
         except ImportError:
+            self.modules = len(sys.modules)
             self.libraries = []
         else:
+            self.modules = len(sys.modules)
             every = threadpoolctl.ThreadpoolController().lib_controllers
             self.libraries = [library for library in every if library.user_api == "blas"]
-        self.modules = len(sys.modules)
 
     def enter(self) -> list[tuple[Any, int]]:
         """Limit all libraries; returns those that this thread must set back, with their numbers."""
@@ -271,7 +279,7 @@ class _Blas:
 
 
 def _one_number(library: Any) -> bool:
-    return library.internal_api == "openblas" and library.threading_layer != "openmp"
+    return bool(library.internal_api == "openblas" and library.threading_layer != "openmp")
 
 
 def _set(library: Any, number: int) -> None:

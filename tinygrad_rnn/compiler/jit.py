@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
-from numba import njit  # type: ignore[import-not-found, unused-ignore]
-from numba.core.compiler import Compiler  # type: ignore[import-not-found, unused-ignore]
+from numba import njit
+from numba.core.compiler import Compiler
 
 from tinygrad_rnn.compiler.loops import AFTER, BEFORE, SCRATCH, STACK, Generator
 from tinygrad_rnn.compiler.product import aligned, multiply_add, pack, packed_size
@@ -22,12 +23,12 @@ from tinygrad_rnn.compiler.split import Run, Split
 FUSES = True
 
 
-class _NoAlias(Compiler):  # type: ignore[misc]
+class _NoAlias(Compiler):  # type: ignore[misc, unused-ignore]
     """Tells LLVM that no memory is reached through two arguments, without which it would not vectorize the loops."""
 
     def define_pipelines(self) -> Any:
         self.state.flags.noalias = True
-        return super().define_pipelines()
+        return super().define_pipelines()  # type: ignore[no-untyped-call]
 
 
 @njit(nogil=True, error_model="numpy", cache=True)  # type: ignore[untyped-decorator, unused-ignore]
@@ -57,7 +58,42 @@ SPACE: dict[str, Any] = {
 def _compiled(text: str) -> Callable[..., None]:
     space = dict(SPACE)
     exec(compile(text, "<loop>", "exec"), space)
-    return njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias)(space["loop"])  # type: ignore[no-any-return]
+    return njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias)(space["loop"])
+
+
+class Memory:
+    """Uninitialized arrays that begin at multiples of 64 bytes; small ones share a block."""
+
+    BLOCK = 1 << 17
+
+    def __init__(self) -> None:
+        self.free = 0
+        self.block: Any = None
+        self.at = 0
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """A new array."""
+        size = prod(shape) * dtype.itemsize
+        if size > self.free:
+            whole = max(size, self.BLOCK)
+            block = np.empty(whole + 64, np.uint8)
+            at = -block.__array_interface__["data"][0] % 64
+            if size > self.BLOCK // 4:
+                return np.ndarray(shape, dtype, block, at)
+            self.block, self.at, self.free = block, at, whole
+        array = np.ndarray(shape, dtype, self.block, self.at)
+        size = -(-size // 64) * 64
+        self.at += size
+        self.free -= size
+        return array
+
+
+def packed_weight(weight: Any) -> Any:
+    """A weight in the order in which ``multiply_add`` reads it."""
+    size: Any = packed_size
+    result = aligned(size(*weight.shape, weight.itemsize), weight.dtype)
+    pack(weight, result)
+    return result
 
 
 class Loop:
@@ -67,6 +103,7 @@ class Loop:
         self.split = split
         self.code = Generator(split).generated()
         self.source = self.code.text
+        self.numbers = [np.dtype(dtype).type(number) for number, dtype in self.code.numbers]
 
     def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
         """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""
@@ -75,27 +112,22 @@ class Loop:
         code, steps = self.code, run.steps
         states: dict[int, Any] = {}
         arguments: list[Any] = []
+        memory = Memory()
         for value, store in code.memory.items():
             if store.kind in (BEFORE, AFTER):
                 if store.part not in states:
-                    first = carry[store.part]
-                    states[store.part] = memory = aligned((steps + 1 if store.kept else 2, *first.shape), first.dtype)
-                    memory[steps if reverse and store.kept else 0] = first
-                    arguments.append(memory)
+                    arguments.append(memory.array((steps + 1 if store.kept else 2, *value.shape), value.dtype))
+                    states[store.part] = arguments[-1]
+                    arguments[-1][steps if reverse and store.kept else 0] = carry[store.part]
             elif store.kind == STACK:
-                run.values[value] = aligned((steps, *value.shape), value.dtype)
+                run.values[value] = memory.array((steps, *value.shape), value.dtype)
                 arguments.append(run.values[value])
             elif store.kind == SCRATCH:
-                arguments.append(aligned(value.shape, value.dtype))
+                arguments.append(memory.array(value.shape, value.dtype))
             else:
                 arguments.append(np.ascontiguousarray(run[value]))
-        for value in code.packed:
-            weight = run[value]
-            packed = aligned(packed_size(*weight.shape, weight.itemsize), weight.dtype)
-            pack(weight, packed)
-            arguments.append(packed)
-        arguments += [np.dtype(dtype).type(number) for number, dtype in code.numbers]
-        _compiled(code.text)(steps, reverse, 0, code.rows, *arguments, *code.sizes)
+        arguments += [packed_weight(run[value]) for value in code.packed]
+        _compiled(code.text)(steps, reverse, 0, code.rows, *arguments, *self.numbers, *code.sizes)
         return [self._last(run, reverse, k, states[k]) for k in range(len(carry))]
 
     def _last(self, run: Run, reverse: bool, k: int, memory: Any) -> Any:

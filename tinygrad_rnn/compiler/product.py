@@ -17,6 +17,7 @@ code that calls these must be keyed by this file too.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,9 @@ TILE = 32
 
 def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     """Zeros that begin at a multiple of 64 bytes, so that no vector lies across two lines of the cache."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = prod(shape if isinstance(shape, tuple) else (shape,)) * np.dtype(dtype).itemsize
     buffer = np.zeros(size + 64, np.uint8)
-    start = -buffer.ctypes.data % 64
+    start = -buffer.__array_interface__["data"][0] % 64
     array: np.ndarray[Any, Any] = buffer[start : start + size].view(dtype).reshape(shape)
     return array
 

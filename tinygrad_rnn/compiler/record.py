@@ -86,6 +86,8 @@ class Recording:
     ----------
     consts
         The tensors that the step's ``consts`` stand for.
+    prologue
+        What the cell computed from constants alone, once: its results may be among ``consts``.
     draws
         What was drawn, in order.
     """
@@ -93,17 +95,21 @@ class Recording:
     step: Step
     consts: list[Tensor]
     draws: list[Draw]
+    prologue: Recorder
 
 
 class _Listener(Recorder):
     """Marks the results of what it hears, so that they know when they are being looked at."""
 
-    raw_gradients = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.prologue = Recorder()
 
     def __call__(self, rule: Rule, operands: Sequence[Any], params: tuple[Any, ...], results: Sequence[Tensor]) -> None:
         before = len(self.ops)
         super().__call__(rule, operands, params, results)
         if len(self.ops) == before:
+            self.prologue.note(rule, operands, params, results)
             return
         if rule.name in ("gather", "place") and any(isinstance(o, Tensor) and o.dtype.kind == "b" for o in operands):
             raise Unrecordable("the cell picks by a mask, so that a shape depends on values")
@@ -172,7 +178,7 @@ def _recorded(
     step.following = [listener.value(part) for part in following]
     step.ops = listener.ops
     step.consts = list(listener.constants)
-    return Recording(step, list(listener.constants.values()), draws)
+    return Recording(step, list(listener.constants.values()), draws, listener.prologue)
 
 
 def draw_all(recording: Recording, steps: int, reverse: bool) -> list[Tensor]:

@@ -12,7 +12,9 @@ from functools import cached_property
 from typing import Any
 
 from tinygrad_rnn import tape
+from tinygrad_rnn.compiler import array
 from tinygrad_rnn.compiler.derive import Backward, backward_of, cut, flowing
+from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.split import SAME, Run, Split
 from tinygrad_rnn.compiler.step import Op, Step, Value
 from tinygrad_rnn.ops.rule import _check
@@ -95,6 +97,9 @@ class Compiled:
             self.active = tuple([[bool(flag) for flag in group] for group in groups])
         self.step = step
         self.forward = Program(step, engine)
+        if any(any(flags) for flags in asked):  # at once, so that an engine which has no code for it says so now
+            ys = (True,) * self.size + (False,) * (len(step.ys) - self.size)
+            self._add(ys, (True,) * len(step.totals), asked, engine)
 
     @property
     def saved(self) -> list[Value]:
@@ -105,10 +110,16 @@ class Compiled:
         """The program that carries cotangents of these outputs and totals to what is asked."""
         key = ys, totals, asked
         if key not in self._backward:
-            backward = backward_of(self.step, ys, totals, *asked)
-            shorter, _ = cut(self.step, backward.step, self.saved)
-            self._backward[key] = Program(shorter, self.engine), backward
+            try:
+                self._add(*key, self.engine)
+            except Unrecordable:  # parts of a step backwards may be what the engine has no code for
+                self._add(*key, array)
         return self._backward[key]
+
+    def _add(self, ys: tuple[bool, ...], totals: tuple[bool, ...], asked: Any, engine: Any) -> None:
+        backward = backward_of(self.step, ys, totals, *asked)
+        shorter, _ = cut(self.step, backward.step, self.saved)
+        self._backward[ys, totals, asked] = Program(shorter, engine), backward
 
     @cached_property
     def states(self) -> Program:
@@ -122,7 +133,7 @@ _known: OrderedDict[Any, Compiled] = OrderedDict()
 
 def compiled(step: Step, engine: Any, asked: tuple[tuple[bool, ...], ...]) -> Compiled:
     """The programs for ``step``, from memory if a step of the same structure came before."""
-    key = engine, step.key(), asked
+    key = engine, step.key, asked
     found = _known.get(key)
     if found is None:
         found = _known[key] = Compiled(step, engine, asked)
@@ -228,12 +239,19 @@ class _Scan:
         values |= blank
         xs, consts = [[values[value] for value in group] for group in (program.step.xs, program.step.consts)]
         if as_tensors:
-            found = over(F, program.step, plan.engine, kept.steps, not kept.reverse, xs, carry, consts)
+            found = self._again(F, program.step, plan.engine, kept.steps, not kept.reverse, xs, carry, consts)
         else:
             found = program(F, kept.steps, not kept.reverse, xs, carry, consts)
         places = backward.xs, backward.carry, backward.consts
         named = [dict(zip(place, group, strict=True)) for place, group in zip(places, found, strict=True)]
         return [named[k].get(i) for k, flags in enumerate(plan.asked) for i, flag in enumerate(flags) if flag]
+
+    def _again(self, F: Any, step: Step, engine: Any, *arguments: Any) -> tuple[list[Tensor], ...]:
+        """The step backwards as one that can itself be differentiated, by an engine that has code for that."""
+        try:
+            return over(F, step, engine, *arguments)
+        except Unrecordable:
+            return over(F, step, array, *arguments)
 
     def _values(self, node: tape.Node, kept: _Kept, wanted: Step, as_tensors: bool) -> dict[Value, Any]:
         """What the step forwards was given, and what was saved of it, if the step backwards reads it."""
@@ -257,11 +275,11 @@ class _Scan:
                 states, _, _ = plan.states(kept.F, kept.steps, kept.reverse, *arrays)
             values.update(zip(step.carry, states, strict=True))
         count = len(step.ys) + len(step.carry) + len(step.totals)
-        for i, (value, array) in enumerate(saved.items()):
+        for i, (value, saved_array) in enumerate(saved.items()):
             if value in read:
                 position = plan.size + i
                 passed = plan.active[0][position]
-                values[value] = _selected(node, array, position, count, passed) if as_tensors else array
+                values[value] = _selected(node, saved_array, position, count, passed) if as_tensors else saved_array
         return values
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -103,8 +104,12 @@ class Step:
     totals: list[Value] = field(default_factory=list)
     literals: dict[Value, Any] = field(default_factory=dict)
 
-    def key(self) -> tuple[Any, ...]:
-        """Equal for steps that do the same, whatever tensors they do it to."""
+    @cached_property
+    def key(self) -> int:
+        """Equal for steps that do the same, whatever tensors they do it to; to be asked for when the step is done."""
+        return _keys.setdefault(self._structure(), len(_keys))
+
+    def _structure(self) -> tuple[Any, ...]:
         numbers = {value: i for i, value in enumerate([*self.xs, *self.carry, *self.consts])}
         given = tuple((value.shape, value.dtype) for value in numbers)
         ops = []
@@ -119,6 +124,9 @@ class Step:
     def pruned(self) -> list[Op]:
         """The operations that outputs, following state and totals depend on."""
         return needed_for([*self.ys, *self.following, *self.totals], self.ops)
+
+
+_keys: dict[tuple[Any, ...], int] = {}
 
 
 def needed_for(values: Iterable[Value], ops: Sequence[Op]) -> list[Op]:
@@ -197,12 +205,11 @@ class Recorder:
     def __call__(self, rule: Rule, operands: Sequence[Any], params: tuple[Any, ...], results: Sequence[Tensor]) -> None:
         if not (rule.alters or any(isinstance(o, Tensor) and self.find(o) is not None for o in operands)):
             return
-        op = self.write(rule, operands, params)
-        op.results = tuple([self.meet(result, Value(result.shape, result.dtype, op)) for result in results])
+        self.note(rule, operands, params, results)
 
-    def write(self, rule: Rule, operands: Sequence[Any], params: tuple[Any, ...]) -> Op:
-        """Note an operation whose results are still to be met."""
+    def note(self, rule: Rule, operands: Sequence[Any], params: tuple[Any, ...], results: Sequence[Tensor]) -> None:
+        """Write an operation down."""
         written = tuple([self.value(o) if isinstance(o, Tensor) else o for o in operands])
         op = Op(rule, written, params, MODE.get().recording)
+        op.results = tuple([self.meet(result, Value(result.shape, result.dtype, op)) for result in results])
         self.ops.append(op)
-        return op

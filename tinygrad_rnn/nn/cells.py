@@ -150,6 +150,7 @@ class RNNCell(Cell):
     ``nonlinearity`` is ``"tanh"``, ``"relu"``, or any function of a tensor. The state is ``h``, and so is the output.
     """
 
+    pure = True
     gates = 1
 
     def __init__(
@@ -188,6 +189,7 @@ class GRUCell(Cell):
     tensor, stands for the tanh.
     """
 
+    pure = True
     gates = 3
 
     def __init__(
@@ -232,6 +234,7 @@ class LSTMCell(Cell):
     ``h' = W_hr (o * tanh(c'))`` (Sak et al. 2014). ``activation``, any function of a tensor, stands for both tanh.
     """
 
+    pure = True
     gates = 4
     parts = ("h", "c")
 

@@ -37,6 +37,7 @@ class NoForgetLSTMCell(Cell):
     experiments see `LSTM97Cell`.
     """
 
+    pure = True
     gates = 3
     parts = ("h", "c")
 
@@ -66,6 +67,8 @@ class PeepholeLSTMCell(LSTMCell):
     Gates are stacked in the order i, f, g, o, as in `LSTMCell`, which this cell is at first: ``peephole_i``,
     ``peephole_f`` and ``peephole_o``, of shape (hidden_size,), are initially 0.
     """
+
+    pure = True
 
     def __init__(
         self,
@@ -135,6 +138,8 @@ class LSTM97Cell(Cell):
 
     The state is the pair (h, c): ``y`` of shape (batch, units), and ``s`` of shape (batch, hidden_size).
     """
+
+    pure = True
 
     parts = ("h", "c")
 
@@ -220,6 +225,7 @@ class ChoGRUCell(Cell):
     another function. Chung et al. (2014) write ``1 - z`` for this z. The state is ``h``, and so is the output.
     """
 
+    pure = True
     gates = 3
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,6 +254,7 @@ class MGUCell(Cell):
     Gates are stacked in the order f, n. The state is ``h``, and so is the output.
     """
 
+    pure = True
     gates = 2
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -276,6 +283,7 @@ class MinGRUCell(Cell):
     ``h``, and so is the output.
     """
 
+    pure = True
     gates = 2
     bias_hh = None
     weight_hh = property(lambda self: self.weight_ih)  # for whoever asks for dtype or place

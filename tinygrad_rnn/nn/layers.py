@@ -120,6 +120,8 @@ class Dropout(Module):
 class LayerNorm(Module):
     """`functional.layer_norm` with a learned ``weight`` and ``bias``, both of shape ``normalized_shape``."""
 
+    pure = True
+
     def __init__(
         self,
         normalized_shape: int | tuple[int, ...],

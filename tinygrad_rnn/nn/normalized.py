@@ -48,6 +48,8 @@ class LayerNormLSTMCell(LSTMCell):
     The rest is as in `LSTMCell`.
     """
 
+    pure = True
+
     def __init__(
         self,
         input_size: int,
@@ -87,6 +89,7 @@ class LayerNormGRUCell(Cell):
     the paper's z is one minus this one.
     """
 
+    pure = True
     gates = 3
 
     def __init__(

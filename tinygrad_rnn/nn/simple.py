@@ -33,6 +33,8 @@ class PReLU(Module):
         Shape (num_parameters,).
     """
 
+    pure = True
+
     def __init__(self, num_parameters: int = 1, init: float = 0.25, dtype: Any = np.float32) -> None:
         if num_parameters < 1:
             raise ValueError(f"PReLU: num_parameters must be at least 1, got {num_parameters}")
@@ -55,6 +57,8 @@ class IRNNCell(RNNCell):
     with ``U`` initially the identity, biases 0, and the input's weights normal with standard deviation 0.001.
     ``activation`` is the f, any function or module; its parameters, if it has some, are learned with the cell's.
     """
+
+    pure = True
 
     def __init__(
         self,
@@ -82,6 +86,7 @@ class IndRNNCell(Cell):
     With a ReLU the gradient through T steps is the T-th power of u: the paper keeps abs(u) below 2 ** (1 / T).
     """
 
+    pure = True
     gates = 1
 
     def __init__(

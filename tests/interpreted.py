@@ -1,0 +1,51 @@
+"""The Numba engine with its generated source run by Python, uncompiled: slow for arrays, quick for many small cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.compiler import jit
+
+
+def multiply_add(a: Any, b: Any, c: Any) -> None:
+    c += a @ b
+
+
+def row(index: int, rows: int) -> int:
+    return int(index) % rows
+
+
+SPACE = jit.SPACE | {"multiply_add": multiply_add, "row": row, "unsigned": int, "zero_step": 0, "one_step": 1}
+
+
+@cache
+def uncompiled(text: str) -> Callable[..., None]:
+    space = dict(SPACE)
+    exec(compile(text, "<loop>", "exec"), space)
+
+    def run(*arguments: Any) -> None:
+        with np.errstate(all="ignore"):
+            space["loop"](*arguments)
+
+    return run
+
+
+def filled(self: jit.Memory, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Memory in which what nobody wrote shows."""
+    return np.full(shape, np.nan if dtype.kind == "f" else 77, dtype)
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """Inside the ``with`` block the engine compiles nothing."""
+    before = jit._compiled, jit.packed_weight, jit.Memory.array
+    jit._compiled, jit.packed_weight, jit.Memory.array = uncompiled, lambda weight: weight, filled
+    try:
+        yield
+    finally:
+        jit._compiled, jit.packed_weight, jit.Memory.array = before
