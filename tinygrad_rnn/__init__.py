@@ -12,9 +12,10 @@ from tinygrad_rnn.ledger import gradient_ledger
 from tinygrad_rnn.nest import detach
 from tinygrad_rnn.ops import *
 from tinygrad_rnn.random import Generator, manual_seed
-from tinygrad_rnn.recurrence import expose, scan, use_engine
+from tinygrad_rnn.recurrence import expose, plan, scan, use_engine
 from tinygrad_rnn.tape import no_grad
 from tinygrad_rnn.tensor import Tensor
+from tinygrad_rnn.threads import get_num_threads, set_num_threads
 from tinygrad_rnn.training import sequence_loss, tbptt
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "expose",
     "functional",
     "get_backend",
+    "get_num_threads",
     "grad",
     "gradcheck",
     "gradgradcheck",
@@ -43,10 +45,12 @@ __all__ = [
     "nn",
     "no_grad",
     "optim",
+    "plan",
     "save",
     "scan",
     "sequence_loss",
     "set_backend",
+    "set_num_threads",
     "tbptt",
     "use_backend",
     "use_engine",

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from tinygrad_rnn import ops
 from tinygrad_rnn.random import Generator, default_generator
-from tinygrad_rnn.tape import no_grad
+from tinygrad_rnn.tape import MODE, no_grad
 from tinygrad_rnn.tensor import Tensor, _backend, _name, as_tensor
 
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
@@ -168,7 +168,7 @@ def embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None) -
     if indices.dtype.kind not in "iu":
         raise TypeError(f"embedding: indices must be ints, got dtype {indices.dtype}")
     count = weight.shape[0]
-    _backend(indices).check_range(indices._data, count, "embedding: indices")
+    _check_range(indices, count, "embedding: indices")
     rows = weight[indices]
     if padding_idx is None:
         return rows
@@ -325,6 +325,15 @@ def _same_shape(name: str, input: Tensor, target: Tensor, reduction: str) -> Non
         raise ValueError(f"{name}: input and target must have one shape, got {input.shape} and {target.shape}")
 
 
+def _check_range(indices: Tensor, limit: int, what: str) -> None:
+    """Raise IndexError unless all indices are in [0, limit): now, or in a scan when they are known for all steps."""
+    listener = MODE.get().listener
+    if hasattr(listener, "hear_check"):
+        listener.hear_check(indices, limit, what)  # type: ignore[union-attr]
+    else:
+        _backend(indices).check_range(indices._data, limit, what)
+
+
 def _reduce(losses: Tensor, reduction: str, weights: Tensor | None = None) -> Tensor:
     if reduction == "mean":
         return ops.mean(losses) if weights is None else ops.sum(losses) / ops.sum(weights)
@@ -363,7 +372,7 @@ def _picked(
         )
     counted = target != ignore_index
     target = ops.where(counted, target, 0)
-    _backend(target).check_range(target._data, input.shape[axis], f"{name}: target")
+    _check_range(target, input.shape[axis], f"{name}: target")
     scores = ops.squeeze(ops.take_along_axis(input, ops.expand_dims(target, axis), axis), axis)
     weights = counted.astype(input.dtype) if weight is None else ops.where(counted, weight[target], 0.0)
     return ops.where(counted, total - scores, 0.0) * weights, weights

@@ -16,8 +16,9 @@ import numpy as np
 from tinygrad_rnn import tape
 from tinygrad_rnn.backend import Array, get_backend
 from tinygrad_rnn.compiler import array
+from tinygrad_rnn.compiler.explain import Plan, planned
 from tinygrad_rnn.compiler.pure import kind_of, remember, remembered
-from tinygrad_rnn.compiler.record import Recording, Unrecordable, draw_all, record
+from tinygrad_rnn.compiler.record import Check, Recording, Unrecordable, draw_all, record
 from tinygrad_rnn.compiler.run import over
 from tinygrad_rnn.nest import describe, form, leaves, map_nest
 from tinygrad_rnn.ops import pad, reshape, stack, unstack, where
@@ -111,6 +112,44 @@ def scan(
     ValueError, TypeError
         If a shape, a length or a dtype is wrong, or the cell returns a state unlike the one that it was given.
     """
+    run = _prepared(cell, xs, state, reverse, lengths, reset, expose)
+    ys, state, exposed = run.by(engine)
+    if run.real is not None:
+        real = run.real
+        ys, exposed = map_nest(lambda leaf: real.choose(leaf, 0), (ys, exposed))
+    if run.reached < run.steps:
+        ys, exposed = map_nest(lambda leaf: _lengthen(leaf, run.steps), (ys, exposed))
+    return (ys, state, exposed) if expose else (ys, state)
+
+
+def plan(
+    cell: Callable[[Any, Any], tuple[Any, Any]],
+    xs: Any,
+    state: Any = None,
+    reverse: bool = False,
+    lengths: Any = None,
+    reset: Any = None,
+    expose: Sequence[str] = (),
+    engine: str = "auto",
+) -> Plan:
+    """How `scan` would run ``cell`` with these arguments, which are the same; nothing is run but one step.
+
+    Returns
+    -------
+    Plan
+        Print it to read what is done before, in and after the loop over time, forwards and backwards, what is saved for
+        the gradient, and the generated source.
+
+    Raises
+    ------
+    TypeError
+        If no engine can run the cell, with the reason; `scan` would run it as a plain loop.
+    """
+    return _prepared(cell, xs, state, reverse, lengths, reset, expose).planned(engine)
+
+
+def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset: Any, expose: Sequence[str]) -> _Run:
+    """The arguments of `scan`, checked and laid out."""
     xs = map_nest(as_tensor, xs)
     steps, batch, device = _extent(xs, lengths is not None or reset is not None)
     alive = np.ones((steps, 1), bool) if lengths is None else _alive(lengths, steps, batch)
@@ -136,13 +175,7 @@ def scan(
     begin = masks(begins[:reached]) if begins[:reached].any() else None
     if real:
         xs = map_nest(lambda leaf: real.choose(leaf, 0), xs)
-    run = _Run(cell, step_of(cell, batch), xs, state, fresh, real, begin, reached, steps, reverse, tuple(expose))
-    ys, state, exposed = run.by(engine)
-    if real:
-        ys, exposed = map_nest(lambda leaf: real.choose(leaf, 0), (ys, exposed))
-    if reached < steps:
-        ys, exposed = map_nest(lambda leaf: _lengthen(leaf, steps), (ys, exposed))
-    return (ys, state, exposed) if expose else (ys, state)
+    return _Run(cell, step_of(cell, batch), xs, state, fresh, real, begin, reached, steps, reverse, tuple(expose))
 
 
 @dataclass
@@ -178,6 +211,21 @@ class _Run:
                 warnings.warn(f"scan cannot run this cell by the {name} engine, which is fast: {reason}", stacklevel=4)
         raise AssertionError("a loop in Python can run any cell")
 
+    def planned(self, engine: str) -> Plan:
+        """What the first engine that can run it would do."""
+        reasons = []
+        for name in _candidates(self.xs) if engine == "auto" else (engine,):
+            if name == "unrolled":
+                continue
+            try:
+                xs, state = self._flat()
+                recording, _, _ = self._recorded(xs, state, named=True)
+                groups = [*xs, *[draw.tensor for draw in recording.draws]], state, recording.consts
+                return planned(recording.step, name, _engine_named(name), groups, self.reached)
+            except Unrecordable as reason:
+                reasons.append(f"{name}: {reason}")
+        raise TypeError("scan runs this cell as a plain loop; " + "; ".join(reasons))
+
     def unrolled(self) -> tuple[Any, Any, Any]:
         """The loop in Python, by which all engines are judged."""
         inputs = _slices(self.xs, self.reached)
@@ -202,9 +250,7 @@ class _Run:
 
     def compiled(self, engine: Any) -> tuple[Any, Any, Any]:
         """One step recorded, and run over the sequence by an engine."""
-        masks = [masks.flags for masks in (self.real, self.begin) if masks is not None]
-        xs = [*[leaf for _, leaf in leaves(self.xs)], *masks]
-        state = [leaf for _, leaf in leaves(self.state)]
+        xs, state = self._flat()
         kind = kind_of(self.step)
         key = None if kind is None else (kind[0], *self._form(xs, state))
         known = remembered(key) if key else None
@@ -212,12 +258,13 @@ class _Run:
             step, consts, shown = known.step, known.constants(kind[1]), known.extra
             drawn: list[Tensor] = []
             notes: list[_Note] = []
+            checks: list[Check] = []
         else:
             recording, shown, notes = self._recorded(xs, state)
             if kind and not notes:
                 shown = map_nest(lambda _: None, shown)
                 remember(key, recording, kind[1], shown)
-            step, consts = recording.step, recording.consts
+            step, consts, checks = recording.step, recording.consts, recording.checks
             drawn = draw_all(recording, self.reached, self.reverse)
         outs, last, _ = over(_backend(xs[0]), step, engine, self.reached, self.reverse, [*xs, *drawn], state, consts)
         remaining, parts = iter(outs), iter(last)
@@ -226,7 +273,14 @@ class _Run:
         for t in reversed(range(self.reached)) if self.reverse else range(self.reached):
             for commit, stacked in noted:
                 commit(*[steps[t] for steps in stacked])
+        for (_, limit, what), indices in zip(checks, remaining, strict=True):
+            _backend(indices).check_range(indices._data, limit, what)
         return ys, map_nest(lambda _: next(parts), self.state), exposed
+
+    def _flat(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors that change from step to step, masks the last, and those of the state."""
+        masks = [masks.flags for masks in (self.real, self.begin) if masks is not None]
+        return [*[leaf for _, leaf in leaves(self.xs)], *masks], [leaf for _, leaf in leaves(self.state)]
 
     def _form(self, xs: list[Tensor], state: list[Tensor]) -> tuple[Any, ...]:
         """All that a recording depends on besides the cell."""
@@ -236,7 +290,9 @@ class _Run:
         masks = self.real is None, self.begin is None
         return tensors, parts, nests, masks, self.expose, tape.MODE.get().recording
 
-    def _recorded(self, xs: list[Tensor], state: list[Tensor]) -> tuple[Recording, Any, list[_Note]]:
+    def _recorded(
+        self, xs: list[Tensor], state: list[Tensor], named: bool = False
+    ) -> tuple[Recording, Any, list[_Note]]:
         """A recording of the first step, and what it returned and noted."""
         first = self.reached - 1 if self.reverse else 0
         shown: Any = None
@@ -255,7 +311,7 @@ class _Run:
             outs = [*[leaf for _, leaf in leaves(shown)], *[tensor for _, tensors in notes for tensor in tensors]]
             return outs, [leaf for _, leaf in leaves(following)]
 
-        return record(call, [_at(leaf, first) for leaf in xs], state, self.step), shown, notes
+        return record(call, [_at(leaf, first) for leaf in xs], state, self.step, named), shown, notes
 
     def _one(
         self, x: Any, state: Any, real: Flags | None, begin: Flags | None, listens: bool, t: int

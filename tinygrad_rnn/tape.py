@@ -68,7 +68,8 @@ class Mode:
     """What happens to operations just now: whether they leave nodes, and who else listens.
 
     A listener is called with every operation, whether or not it needs a gradient, as
-    ``listener(rule, operands, params, results)``.
+    ``listener(rule, operands, params, results)``, and before a walk that is not recorded its ``hear_raw_walk()`` if it
+    has one.
     """
 
     __slots__ = ("listener", "recording")
@@ -126,6 +127,8 @@ def walk(
     RuntimeError
         If a part of the graph was freed (noticed before anything is done), or a tensor that it needs was written since.
     """
+    if not as_tensors and hasattr(MODE.get().listener, "hear_raw_walk"):
+        MODE.get().listener.hear_raw_walk()  # type: ignore[union-attr]
     order = _reachable([root for root, _ in roots])
     useful = set() if wanted is None else _leading_to(wanted, order)
     asked = None if wanted is None else useful | wanted
@@ -151,7 +154,9 @@ def walk(
         plan = node.plan
         if plan is SELECT:  # one result of several: hand the cotangent to the node of them all
             position, results = node.kept
-            cotangents.setdefault(node.parents[0], [None] * results)[position] = cotangent
+            slots = cotangents.setdefault(node.parents[0], [None] * results)
+            before = slots[position]
+            slots[position] = cotangent if before is None else before + cotangent
         else:
             if direct and plan.quick is not None and (F := BY_TYPE.get(type(cotangent))) is not None:
                 all_pulled = plan.quick(F, cotangent, node)

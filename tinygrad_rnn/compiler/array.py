@@ -7,6 +7,7 @@ nothing but call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import cycle, islice
 from operator import itemgetter
 from typing import Any
@@ -17,6 +18,18 @@ from tinygrad_rnn.compiler.split import Run, Split
 from tinygrad_rnn.compiler.step import Op, Value
 
 FUSES = False
+
+
+def backend(F: Any) -> Any:
+    """What computes outside of the loop."""
+    return F
+
+
+def context() -> Any:
+    """What all of a run is done in."""
+    return nullcontext()
+
+
 Rows = list[Any]  # of one value: the array at each step, in the order in which steps are taken
 
 
@@ -64,7 +77,7 @@ class Loop:
             if type(operand) is not Value:
                 return repr(operand)
             label = operand.op.rule.name if operand.op else "state" if operand in step.carry else "given"
-            return names.setdefault(operand, f"{label}{len(names)}")
+            return names.setdefault(operand, f"{operand.name or label}{len(names)}")
 
         lines = []
         functions: dict[str, Op] = {}

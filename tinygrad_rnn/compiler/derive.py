@@ -27,6 +27,8 @@ class Backward:
         carries the cotangent of the state; and gives the cotangents of ``xs`` as outputs, of ``consts`` as totals.
     ys, carry
         Of which outputs, and of which parts of the state, it takes and carries the cotangents.
+    reached
+        Those parts of the state before a step that the results depend on.
     totals
         Of which totals it takes the cotangents, after the constants.
     xs, consts
@@ -36,6 +38,7 @@ class Backward:
     step: Step
     ys: list[int]
     carry: list[int]
+    reached: list[int]
     totals: list[int]
     xs: list[int]
     consts: list[int]
@@ -44,6 +47,7 @@ class Backward:
 def backward_of(
     step: Step,
     ys: Sequence[bool],
+    last: Sequence[bool],
     totals: Sequence[bool],
     xs: Sequence[bool],
     carry: Sequence[bool],
@@ -53,8 +57,8 @@ def backward_of(
 
     Parameters
     ----------
-    ys, totals
-        Which outputs and totals have a cotangent.
+    ys, last, totals
+        Which outputs, parts of the last state and totals have a cotangent.
     xs, carry, consts
         Of which inputs, initial states and constants the cotangents are asked for.
     """
@@ -84,15 +88,20 @@ def backward_of(
 
             taken = {
                 "ys": _chosen(ys, [values[y].requires_grad for y in step.ys]),
-                "following": _chosen(flows, flows),
+                "following": _chosen(_live(step, ys, last, totals), flows),
                 "totals": _chosen(totals, [values[total].requires_grad for total in step.totals]),
             }
             arriving = {kind: cotangents(getattr(step, kind), positions) for kind, positions in taken.items()}
             given = {"xs": _chosen(xs, xs), "carry": taken["following"], "consts": _chosen(consts, consts)}
             sources = {kind: [values[getattr(step, kind)[i]] for i in chosen] for kind, chosen in given.items()}
+            keys = {leaf for leaves in sources.values() for leaf in leaves}
             found: dict[tape.Parent, Tensor] = {}
             if roots:
-                found = tape.walk(roots, {leaf for leaves in sources.values() for leaf in leaves}, True, True)
+                found = tape.walk(roots, keys, True, True)
+            for kind in ("xs", "consts"):  # what the results do not depend on has no cotangent
+                pairs = [pair for pair in zip(given[kind], sources[kind], strict=True) if pair[1] in found]
+                given[kind], sources[kind] = [i for i, _ in pairs], [leaf for _, leaf in pairs]
+            reached = [i for i, leaf in zip(given["carry"], sources["carry"], strict=True) if leaf in found]
             leaving = {
                 kind: [
                     recorder.value(found[leaf] if leaf in found else Tensor(np.zeros(leaf.shape, leaf.dtype)))
@@ -114,7 +123,7 @@ def backward_of(
         literals=step.literals | literals,
     )
     back.ops = back.pruned()
-    return Backward(back, taken["ys"], taken["following"], taken["totals"], given["xs"], given["consts"])
+    return Backward(back, taken["ys"], taken["following"], reached, taken["totals"], given["xs"], given["consts"])
 
 
 def _leaves(step: Step, xs: Sequence[bool], carry: Sequence[bool], consts: Sequence[bool]) -> dict[Value, Tensor]:
@@ -145,6 +154,23 @@ def flowing(
         if more == flows:
             return flows, passed
         flows = more
+
+
+def _live(step: Step, ys: Sequence[bool], last: Sequence[bool], totals: Sequence[bool]) -> list[bool]:
+    """Which parts of the state the results have a cotangent for, at some step."""
+    ends = {
+        v for group, flags in ((step.ys, ys), (step.totals, totals)) for v, f in zip(group, flags, strict=True) if f
+    }
+    live = list(last)
+    while True:
+        wanted = ends.union(v for v, flag in zip(step.following, live, strict=True) if flag)
+        for op in reversed(step.ops):
+            if op.recording and op.rule.vjps and not wanted.isdisjoint(op.results):
+                wanted.update(op.inputs)
+        more = [flag or value in wanted for flag, value in zip(live, step.carry, strict=True)]
+        if more == live:
+            return live
+        live = more
 
 
 def _chosen(asked: Sequence[bool], possible: Sequence[bool]) -> list[int]:

@@ -5,22 +5,42 @@ See ``loops`` for the source, ``scalars`` and ``product`` for what it calls.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from math import prod
+from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 from numba import njit
 from numba.core.compiler import Compiler
 
+from tinygrad_rnn.backend import NUMPY
+from tinygrad_rnn.compiler.cache import module_of
 from tinygrad_rnn.compiler.loops import AFTER, BEFORE, SCRATCH, STACK, Generator
 from tinygrad_rnn.compiler.product import aligned, multiply_add, pack, packed_size
 from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS
 from tinygrad_rnn.compiler.split import Run, Split
+from tinygrad_rnn.threads import blas_limited, get_num_threads, run_shards
 
 FUSES = True
+LEAST_WORK = 1 << 20  # multiplications of a run that are worth a second thread
+
+
+def backend(F: Any) -> Any:
+    """What computes outside of the loop."""
+    if F is not NUMPY:
+        raise Unrecordable(f"the numba engine runs on NumPy, not on {F.name}")
+    return HOST
+
+
+def context() -> Any:
+    """What all of a run is done in."""
+    return blas_limited()
 
 
 class _NoAlias(Compiler):  # type: ignore[misc, unused-ignore]
@@ -54,11 +74,58 @@ SPACE: dict[str, Any] = {
 }
 
 
+HEAD = "from tinygrad_rnn.compiler.jit import SPACE\n\nglobals().update(SPACE)\n\n\n"
+
+
 @cache
 def _compiled(text: str) -> Callable[..., None]:
-    space = dict(SPACE)
-    exec(compile(text, "<loop>", "exec"), space)
-    return njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias)(space["loop"])
+    """The generated function, ready to be compiled for the types that it is called with."""
+    module = module_of(HEAD + text, _called())
+    space = {} if module is None else vars(module)
+    if module is None:
+        exec(compile(HEAD + text, "<loop>", "exec"), space)
+    jitted = njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias, cache=module is not None)
+    return jitted(space["loop"])
+
+
+@cache
+def _called() -> str:
+    """Stands for all code that generated source calls, which Numba's cache does not look at."""
+    folder = Path(__file__).parent
+    files = [folder / name for name in ("jit.py", "product.py", "scalars.py")]
+    return "\n".join([numba.__version__, *[hashlib.sha256(file.read_bytes()).hexdigest() for file in files]])
+
+
+class _Host(type(NUMPY)):  # type: ignore[misc]
+    """NumPy, with matrix products shared out over our threads.
+
+    BLAS is held to one thread meanwhile: its own would go on spinning after each product, on the cores that the loop
+    needs. Products are parted in the same way however many threads there are, so that the bits are the same.
+    """
+
+    LEAST = 1 << 21  # multiplications; below that it is not worth while
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        if a.ndim != 2 or b.ndim != 2 or a.size * b.shape[1] < self.LEAST:
+            return np.matmul(a, b)
+        rows, columns = a.shape[0], b.shape[1]
+        out = np.empty((rows, columns), np.result_type(a, b))
+        if rows >= columns:
+            cuts = _cuts(rows, 4)
+            shards = [(a[i:j], b, out[i:j]) for i, j in cuts]
+        else:
+            shards = [(a, b[:, i:j], out[:, i:j]) for i, j in _cuts(columns, 4)]
+        run_shards(np.matmul, shards)
+        return out
+
+
+def _cuts(n: int, parts: int) -> list[tuple[int, int]]:
+    """``n`` in so many nearly equal parts: from and to."""
+    ends = [n * k // parts for k in range(parts + 1)]
+    return [(i, j) for i, j in pairwise(ends) if i < j]
+
+
+HOST = _Host()
 
 
 class Memory:
@@ -107,8 +174,6 @@ class Loop:
 
     def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
         """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""
-        if run.F.name != "numpy":
-            raise Unrecordable(f"the numba engine runs on NumPy, not on {run.F.name}")
         code, steps = self.code, run.steps
         states: dict[int, Any] = {}
         arguments: list[Any] = []
@@ -125,9 +190,14 @@ class Loop:
             elif store.kind == SCRATCH:
                 arguments.append(memory.array(value.shape, value.dtype))
             else:
-                arguments.append(np.ascontiguousarray(run[value]))
+                arguments.append(np.asarray(run[value], order="C"))
         arguments += [packed_weight(run[value]) for value in code.packed]
-        _compiled(code.text)(steps, reverse, 0, code.rows, *arguments, *self.numbers, *code.sizes)
+        loop = _compiled(code.text)
+        shards = get_num_threads() if code.rows and steps * code.rows * code.work > LEAST_WORK else 1
+        run_shards(
+            lambda b0, b1: loop(steps, reverse, b0, b1, *arguments, *self.numbers, *code.sizes),
+            _cuts(code.rows, shards) if code.rows else [(0, 0)],
+        )
         return [self._last(run, reverse, k, states[k]) for k in range(len(carry))]
 
     def _last(self, run: Run, reverse: bool, k: int, memory: Any) -> Any:

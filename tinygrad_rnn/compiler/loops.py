@@ -9,7 +9,9 @@ before and after a step is.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,8 @@ class Item:
         Where the result goes.
     space
         What it loops over; None if it is no loop over elements that could be fused.
+    adds
+        Whether it is added to what is there.
     """
 
     op: Op | None
@@ -60,6 +64,7 @@ class Item:
     target: Place
     space: tuple[int, ...] | None
     level: int = 0
+    adds: bool = False
 
 
 @dataclass
@@ -76,6 +81,8 @@ class Source:
         The others: weights to be packed, constants with their dtypes, and sizes.
     kept
         Which parts of the state are kept of all steps.
+    work
+        Multiplications, or what takes as long, for a row and step.
     rows
         How many rows there are, of which the loop may be run for some at a time; 0 if rows mix.
     """
@@ -86,6 +93,7 @@ class Source:
     numbers: list[tuple[float, str]]
     sizes: list[int]
     kept: list[bool]
+    work: int
     rows: int
 
 
@@ -110,7 +118,10 @@ class Generator:
         self.packed: dict[Value, str] = {}
         self.numbers: dict[tuple[str, str], tuple[str, float]] = {}
         self.sizes: dict[int, str] = {}
+        self.inlined: dict[Value, Item] = {}
         self._lay_out()
+        self._preload()
+        self._inline()
         self.by_rows = self._rows_apart()
         self._arrange()
 
@@ -124,7 +135,7 @@ class Generator:
             self._own(value, Store(BEFORE, k, kept[k]))
         for value in split.streamed:
             self._own(value, Store(STREAM))
-        made = {value for op in split.loop for value in op.results if not (op.rule.view or _joins(op))}
+        made = {value for op in split.loop for value in op.results if not (op.rule.view or op.rule.joins)}
         heirs: dict[Value, int] = {}  # values written straight into the memory of the state
         for k, value in enumerate(step.following):
             if value in made:
@@ -146,7 +157,7 @@ class Generator:
                     self._own(value, Store(STACK if value in stacked else SCRATCH))
             if op.rule.view:
                 self._view(op, stacked)
-            elif _joins(op):
+            elif op.rule.joins:
                 self._join(op, joined)
             else:
                 self._item(op)
@@ -168,7 +179,7 @@ class Generator:
         """Which values are written straight into what they are joined to, and where in it they are."""
         joined: dict[Value, tuple[Value, tuple[Line, ...]]] = {}
         for op in self.split.loop:
-            if _joins(op):
+            if op.rule.joins:
                 for part, lines in zip(op.operands, of_operands(op), strict=True):
                     if part in free and part not in joined and lines is not None:
                         joined[part] = op.results[0], lines
@@ -228,6 +239,66 @@ class Generator:
             raise _no_code(op)
         self.items.append(Item(op, operands, result, self.places[result], space))
 
+    def _preload(self) -> None:
+        """What is added to a product is put first where the product goes, which is then added to it."""
+        readers: dict[Value, list[Item]] = {}
+        for item in self.items:
+            for operand in item.operands:
+                if type(operand) is Value:
+                    readers.setdefault(self._place(operand).base, []).append(item)
+        for product in [item for item in self.items if item.op and item.op.rule.name == "matmul"]:
+            (reader, *others) = readers.get(product.result) or [None]
+            if others or reader not in self.items or reader.op is None or reader.op.rule.name != "add":
+                continue
+            (addend, *more) = [operand for operand in reader.operands if operand is not product.result]
+            alike = reader.result.shape == product.result.shape and reader.result.dtype == product.result.dtype
+            if more or type(addend) is not Value or addend.dtype != product.result.dtype or not alike:
+                continue
+            if self.stores[product.target.base].kind != SCRATCH or not self._rows_of(reader.result):
+                continue
+            product.target, product.adds = reader.target, True
+            product.operands = (*product.operands[:2], reader.result)  # which the copy has to write first
+            where = self.items.index(reader)
+            self.items[where] = Item(None, (addend,), reader.result, reader.target, reader.result.shape)
+            self.items.remove(product)
+            self.items.insert(where, product)
+
+    def _inline(self) -> None:
+        """Leave out what is only read in parts, as the sums of all gates are: each reader computes its part itself."""
+        readers: dict[Value, list[tuple[Item, Value]]] = {}
+        for item in self.items:
+            for operand in item.operands:
+                if type(operand) is Value:
+                    readers.setdefault(self._place(operand).base, []).append((item, operand))
+        for item in reversed(self.items):
+            base = item.target.base
+            if item.op is None or item.space is None or base is not item.result or self.stores[base].kind != SCRATCH:
+                continue
+            if item.op.rule.name == "gather":
+                continue
+            parts: dict[Place, int] = {}
+            for reader, operand in readers.get(base, ()):
+                inside = reader in self.inlined.values() and operand is base
+                if reader.space is None or not (inside or operand is not base):
+                    break
+                if not inside:
+                    parts[self._place(operand)] = prod(operand.shape)
+            else:
+                if sum(parts.values()) <= prod(item.result.shape):
+                    self.inlined[base] = item
+        kept = set(self.inlined.values())
+        self.items = [item for item in self.items if item not in kept]
+
+    def _read_by(self, operands: Iterable[Any]) -> Iterator[Value]:
+        """The values that are read for ``operands``, those of what is computed on the way among them."""
+        for operand in operands:
+            if type(operand) is Value:
+                within_it = self.inlined.get(self._place(operand).base)
+                if within_it is None:
+                    yield operand
+                else:
+                    yield from self._read_by(within_it.operands)
+
     def _rows_of(self, value: Value) -> bool:
         """Whether a matrix lies row by row."""
         lines = self._place(value).lines
@@ -245,6 +316,7 @@ class Generator:
         for item in self.items:
             place = item.target
             values = [item.result, *[o for o in item.operands if type(o) is Value and not self._constant(o)]]
+            values += [o for o in self._read_by(item.operands) if not self._constant(o)]
             for value in values:
                 place = item.target if value is item.result else self._place(value)
                 if value.ndim != item.result.ndim and not (item.op and item.op.rule.name in (*REDUCTIONS, "gather")):
@@ -270,11 +342,10 @@ class Generator:
         readers: dict[Item, list[tuple[Item, bool]]] = {item: [] for item in self.items}
         writers: dict[Value, list[Item]] = {}
         for item in self.items:
-            for operand in item.operands:
-                if type(operand) is not Value:
-                    continue
+            own = {operand for operand in item.operands if type(operand) is Value}
+            for operand in self._read_by(item.operands):
                 maker = makers.get(operand)
-                direct = maker is not None and maker.space is not None and maker.space == item.space
+                direct = operand in own and maker is not None and maker.space is not None and maker.space == item.space
                 if maker is not None and direct:
                     item.level = max(item.level, maker.level)
                     readers[maker].append((item, True))
@@ -331,9 +402,15 @@ class Generator:
         ]
         text = "\n".join([*head, *[f"        {line}" for line in body]]) + "\n"
         numbers = [(number, dtype) for (_, dtype), (_, number) in self.numbers.items()]
-        return Source(
-            text, self.memory, list(self.packed), numbers, list(self.sizes), self.kept, self.rows if self.by_rows else 0
-        )
+        rows = self.rows if self.by_rows else 0
+        return Source(text, self.memory, list(self.packed), numbers, list(self.sizes), self.kept, self._work(), rows)
+
+    def _work(self) -> int:
+        work = 0
+        for item in self.items:
+            elements = int(np.prod(item.result.shape[1:], dtype=np.int64))
+            work += elements * (item.operands[0].shape[1] if item.space is None and item.operands[0].ndim == 2 else 8)
+        return work
 
     def memory_names(self) -> list[str]:
         """What the memory is called, each once: before and after a step, the state is in the same."""
@@ -344,8 +421,8 @@ class Generator:
         if store.part >= 0:
             return f"state{store.part}"
         if base not in self.names:
-            label = base.op.rule.name if base.op else store.kind
-            self.names[base] = f"{label}{len(self.names)}"
+            label = base.name or (base.op.rule.name if base.op else store.kind)
+            self.names[base] = f"{label}_{len(self.names)}"
         return self.names[base]
 
     def _size(self, n: int) -> str:
@@ -360,20 +437,33 @@ class Generator:
         found = [index for index in (lead, *indices) if index]
         return f"{self._name(base)}[{', '.join(found) or '()'}]"
 
+    def _read(self, value: Value, known: dict[Value, str], indices: list[str]) -> str:
+        """The element of a value, broadcast against a loop with these indices; computed, if it is in no memory."""
+        if value in known:
+            return known[value]
+        place = self._place(value)
+        item = self.inlined.get(place.base)
+        if item is None:
+            return self._element(place, value.shape, indices)
+        return f"({self._expression(item, {}, self._indices(place, value.shape, indices))})"
+
     def _element(self, place: Place, shape: tuple[int, ...], indices: list[str]) -> str:
-        """The element of a value of ``shape`` at ``place``, broadcast against a loop with these indices."""
+        """The element of a value of ``shape`` at ``place`` in memory, broadcast against a loop with these indices."""
+        return self._memory(place.base, *self._indices(place, shape, indices))
+
+    def _indices(self, place: Place, shape: tuple[int, ...], indices: list[str]) -> list[str]:
         own = indices[len(indices) - len(shape) :]
         where = []
         for line in place.lines:
             terms = [
-                own[axis] if multiple == 1 else f"{own[axis]} * {self._size(multiple)}"
+                own[axis] if multiple == 1 else f"({own[axis]}) * {self._size(multiple)}"
                 for axis, multiple in line.terms
                 if shape[axis] != 1
             ]
             if line.offset:
                 terms.append(self._size(line.offset))
             where.append(" + ".join(terms) or "zero_step")
-        return self._memory(place.base, *where)
+        return where
 
     def _headers(self, space: tuple[int, ...]) -> tuple[list[str], list[str]]:
         """Nested loops over ``space``, and their indices."""
@@ -395,10 +485,10 @@ class Generator:
         for item in group:
             if item.op is None:
                 (operand,) = item.operands
-                text = known.get(operand) or self._element(self._place(operand), operand.shape, indices)
+                text = self._read(operand, known, indices)
                 lines.append(f"{pad}{self._element(item.target, item.result.shape, indices)} = {text}")
                 continue
-            known[item.result] = f"v{len(known)}"
+            known[item.result] = f"{item.result.name or item.op.rule.name}{len(known)}"
             lines.append(f"{pad}{known[item.result]} = {self._expression(item, known, indices)}")
             if item in self.read or self.stores[item.target.base].kind != SCRATCH:
                 lines.append(f"{pad}{self._element(item.target, item.result.shape, indices)} = {known[item.result]}")
@@ -409,7 +499,7 @@ class Generator:
         assert op is not None
         if op.rule.name == "gather":
             table, rows = op.operands
-            row = known.get(rows) or self._element(self._place(rows), rows.shape, indices[:1])
+            row = self._read(rows, known, indices[:1])
             return f"{self._memory_of(table)}[row({row}, {self._memory_of(table)}.shape[0]), {indices[1]}]"
         dtypes = [operand.dtype for operand in op.inputs]
         dtype = op.results[0].dtype
@@ -419,7 +509,7 @@ class Generator:
         def text(name: str, operand: Any) -> str:
             if type(operand) is not Value:
                 return self._number(operand, dtype.name)
-            found = known.get(operand) or self._element(self._place(operand), operand.shape, indices)
+            found = self._read(operand, known, indices)
             if name == "condition":
                 return found if operand.dtype.kind == "b" else f"({found} != 0)"
             return found if operand.dtype == dtype else f"{dtype.name}({found})"
@@ -456,10 +546,12 @@ class Generator:
         return self._memory(place.base, *where).removesuffix("[()]")
 
     def _matmul(self, item: Item) -> list[str]:
-        a, b = item.operands
+        a, b, *_ = item.operands
         packed = self.packed.setdefault(b, f"packed{len(self.packed)}")
         left = self._rows_text(self._place(a), a.shape)
         target = self._rows_text(item.target, item.result.shape)
+        if item.adds:
+            return [f"multiply_add({left}, {packed}, {target})"]
         return [
             f"product = {target}",
             f"product[:, :] = {self._number(0, item.result.dtype.name)}",
@@ -496,11 +588,6 @@ class Generator:
 
 def _reduced(op: Op) -> tuple[int, ...]:
     return axes_of(dict(zip(op.rule.params, op.params, strict=True))["axis"], op.operands[0].ndim)
-
-
-def _joins(op: Op) -> bool:
-    """Whether the operation puts its operands side by side."""
-    return op.rule.variadic and op.rule.jointly
 
 
 def _straight(line: Line) -> bool:

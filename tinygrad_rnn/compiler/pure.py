@@ -91,7 +91,7 @@ def remember(key: Any, recording: Recording, tensors: list[Tensor], extra: Any) 
         if id(tensor) not in places:
             return
         sources[value] = places[id(tensor)]
-    if recording.draws:
+    if recording.draws or recording.checks:
         return
     _known[key] = Known(recording.step, prologue.ops, sources, consts, extra)
     if len(_known) > MOST:

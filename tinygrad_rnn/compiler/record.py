@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ class Draw:
 
     generator: random.Generator
     make: Callable[[tuple[int, int]], Tensor]
+    tensor: Tensor
+
+
+Check = tuple[Tensor, int, str]  # indices, what they must be below, and what they are called
 
 
 @dataclass
@@ -88,6 +93,8 @@ class Recording:
         The tensors that the step's ``consts`` stand for.
     prologue
         What the cell computed from constants alone, once: its results may be among ``consts``.
+    checks
+        For each of the last of the step's ``ys`` the range that it must be in.
     draws
         What was drawn, in order.
     """
@@ -96,14 +103,53 @@ class Recording:
     consts: list[Tensor]
     draws: list[Draw]
     prologue: Recorder
+    checks: list[Check]
+
+
+class _Namer:
+    """Finds out what a cell calls its values: the names of its variables while it runs, and when it has run."""
+
+    def __init__(self) -> None:
+        self.frames: dict[Any, None] = {}
+
+    def hear(self, recorder: Recorder) -> None:
+        """An operation was written down: note the line that it stands in."""
+        frame: Any = sys._getframe(2)
+        while frame.f_globals.get("__name__", "").startswith(OURS):
+            frame = frame.f_back
+        self.frames.setdefault(frame)
+        recorder.ops[-1].place = frame.f_code.co_filename, frame.f_lineno
+        self.name(recorder)
+
+    def name(self, recorder: Recorder) -> None:
+        """Give names to the values that variables now hold."""
+        for frame in reversed(self.frames):
+            for name, tensor in frame.f_locals.items():
+                value = recorder.find(tensor) if isinstance(tensor, Tensor) else None
+                if value is not None and not value.name:
+                    value.name = name
+
+
+# Whose frames are not the cell's.
+OURS = tuple([f"tinygrad_rnn.{name}" for name in ("compiler", "ops", "tensor", "tape", "functional", "random")])
 
 
 class _Listener(Recorder):
     """Marks the results of what it hears, so that they know when they are being looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, namer: _Namer | None) -> None:
         super().__init__()
+        self.namer = namer
         self.prologue = Recorder()
+        self.checks: list[Check] = []
+
+    def hear_raw_walk(self) -> None:
+        """A gradient whose computation is not recorded is a value."""
+        _refuse("takes a gradient, without create_graph=True, of")
+
+    def hear_check(self, indices: Tensor, limit: int, what: str) -> None:
+        """Indices that the cell wants to be below ``limit``: to be looked at when they are known for all steps."""
+        self.checks.append((indices, limit, what))
 
     def __call__(self, rule: Rule, operands: Sequence[Any], params: tuple[Any, ...], results: Sequence[Tensor]) -> None:
         before = len(self.ops)
@@ -111,6 +157,8 @@ class _Listener(Recorder):
         if len(self.ops) == before:
             self.prologue.note(rule, operands, params, results)
             return
+        if self.namer is not None:
+            self.namer.hear(self)
         if rule.name in ("gather", "place") and any(isinstance(o, Tensor) and o.dtype.kind == "b" for o in operands):
             raise Unrecordable("the cell picks by a mask, so that a shape depends on values")
         for result in results:
@@ -122,8 +170,11 @@ def record(
     xs: Sequence[Tensor],
     state: Sequence[Tensor],
     cell: Any,
+    named: bool = False,
 ) -> Recording:
     """Record ``call(xs, state)``, which calls ``cell`` and returns the outputs and the next state.
+
+    If it is to be ``named``, what the cell calls its values, and where it says so, is recorded too.
 
     Raises
     ------
@@ -134,7 +185,7 @@ def record(
     """
     watch = Watch(cell)
     try:
-        recording = _recorded(call, xs, state)
+        recording = _recorded(call, xs, state, _Namer() if named else None)
     except Unrecordable:
         watch.restore()
         raise
@@ -149,8 +200,9 @@ def _recorded(
     call: Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]],
     xs: Sequence[Tensor],
     state: Sequence[Tensor],
+    namer: _Namer | None,
 ) -> Recording:
-    listener = _Listener()
+    listener = _Listener(namer)
     given = [[_traced(tensor) for tensor in group] for group in (xs, state)]
     met = [[listener.meet(tensor) for tensor in group] for group in given]
     step = Step(xs=met[0], carry=met[1], consts=[])
@@ -161,7 +213,7 @@ def _recorded(
         counters.setdefault(id(generator), (generator, generator.counter - 1))
         step.xs.append(listener.meet(tensor))
         tensor.__class__ = Traced
-        draws.append(Draw(generator, make))
+        draws.append(Draw(generator, make, tensor))
 
     token = random._drawn.set(drawn)
     try:
@@ -174,11 +226,13 @@ def _recorded(
             generator.counter = before
     if any(sum(id(draw.generator) == key for draw in draws) != count for key, count in taken.items()):
         raise Unrecordable("the cell takes keys from a generator by itself")
-    step.ys = [listener.value(y) for y in ys]
+    if namer is not None:
+        namer.name(listener)
+    step.ys = [listener.value(y) for y in (*ys, *[indices for indices, _, _ in listener.checks])]
     step.following = [listener.value(part) for part in following]
     step.ops = listener.ops
     step.consts = list(listener.constants)
-    return Recording(step, list(listener.constants.values()), draws, listener.prologue)
+    return Recording(step, list(listener.constants.values()), draws, listener.prologue, listener.checks)
 
 
 def draw_all(recording: Recording, steps: int, reverse: bool) -> list[Tensor]:

@@ -15,12 +15,13 @@ from tinygrad_rnn import tape
 from tinygrad_rnn.compiler import array
 from tinygrad_rnn.compiler.derive import Backward, backward_of, cut, flowing
 from tinygrad_rnn.compiler.record import Unrecordable
-from tinygrad_rnn.compiler.split import SAME, Run, Split
+from tinygrad_rnn.compiler.split import CARRIED, SAME, Run, Split
 from tinygrad_rnn.compiler.step import Op, Step, Value
 from tinygrad_rnn.ops.rule import _check
 from tinygrad_rnn.tensor import Tensor, _wrap, as_tensor
 
 Arrays = list[Any]
+Flags = tuple[bool, ...]
 
 
 class Program:
@@ -28,6 +29,7 @@ class Program:
 
     def __init__(self, step: Step, engine: Any) -> None:
         self.step = step
+        self.engine = engine
         self.split = Split(step, engine.FUSES)
         self.loop = engine.Loop(self.split)
 
@@ -35,6 +37,12 @@ class Program:
         self, F: Any, steps: int, reverse: bool, xs: Arrays, carry: Arrays, consts: Arrays
     ) -> tuple[Arrays, Arrays, Arrays]:
         """Outputs of all steps, last state, and totals."""
+        with self.engine.context():
+            return self._run(self.engine.backend(F), steps, reverse, xs, carry, consts)
+
+    def _run(
+        self, F: Any, steps: int, reverse: bool, xs: Arrays, carry: Arrays, consts: Arrays
+    ) -> tuple[Arrays, Arrays, Arrays]:
         split = self.split
         run = Run(F, steps)
         run.values.update(zip(self.step.xs, xs, strict=True))
@@ -55,7 +63,11 @@ class Program:
         if self.split.level[value] == SAME:
             array = run.F.broadcast_to(array, (run.steps, *value.shape))
         elif value.op is not None and not value.op.rule.view:
-            return array
+            # What comes of inputs alone may be no more than another view of them.
+            fresh = self.split.level[value] == CARRIED or (
+                array.base is None and array is not run[value.op.operands[0]]
+            )
+            return array if fresh else run.F.asarray(array).copy()
         return run.F.asarray(array).copy() if value not in self.step.carry else array
 
 
@@ -82,33 +94,40 @@ class Compiled:
         Which of the outputs, parts of the state and totals a gradient passes through.
     """
 
-    def __init__(self, step: Step, engine: Any, asked: tuple[tuple[bool, ...], ...]) -> None:
+    def __init__(self, step: Step, engine: Any, asked: tuple[Flags, ...]) -> None:
         self.engine = engine
         self.asked = asked
         self.size = len(step.ys)
         self._backward: dict[Any, tuple[Program, Backward]] = {}
         if any(any(flags) for flags in asked):
-            first = backward_of(step, [True] * self.size, [True] * len(step.totals), *asked)
+            every = [[True] * len(group) for group in (step.ys, step.carry, step.totals)]
+            first = backward_of(step, *every, *asked)
             shorter, saved = cut(step, first.step)
             states = [value for value in step.carry if value in shorter.xs]
             step = replace(step, ys=[*step.ys, *saved, *states])
-            flows, passed = flowing(step, *asked)
-            groups = [value in passed for value in step.ys], flows, [value in passed for value in step.totals]
-            self.active = tuple([[bool(flag) for flag in group] for group in groups])
+            _, passed = flowing(step, *asked)
+            groups = step.ys, step.following, step.totals
+            self.active = [[value in passed for value in group] for group in groups]
         self.step = step
         self.forward = Program(step, engine)
         if any(any(flags) for flags in asked):  # at once, so that an engine which has no code for it says so now
             ys = (True,) * self.size + (False,) * (len(step.ys) - self.size)
-            self._add(ys, (True,) * len(step.totals), asked, engine)
+            last = tuple(self.active[1])
+            self._add(ys, last, (True,) * len(step.totals), asked, engine)
+
+    @property
+    def programs(self) -> list[Program]:
+        """The programs backwards that there are so far."""
+        return [program for program, _ in self._backward.values()]
 
     @property
     def saved(self) -> list[Value]:
         """What the step backwards reads."""
         return self.step.ys[self.size :]
 
-    def backward(self, ys: tuple[bool, ...], totals: tuple[bool, ...], asked: Any) -> tuple[Program, Backward]:
-        """The program that carries cotangents of these outputs and totals to what is asked."""
-        key = ys, totals, asked
+    def backward(self, ys: Flags, last: Flags, totals: Flags, asked: tuple[Flags, ...]) -> tuple[Program, Backward]:
+        """The program that carries the cotangents of these results to what is asked."""
+        key = ys, last, totals, asked
         if key not in self._backward:
             try:
                 self._add(*key, self.engine)
@@ -116,10 +135,10 @@ class Compiled:
                 self._add(*key, array)
         return self._backward[key]
 
-    def _add(self, ys: tuple[bool, ...], totals: tuple[bool, ...], asked: Any, engine: Any) -> None:
-        backward = backward_of(self.step, ys, totals, *asked)
+    def _add(self, ys: Flags, last: Flags, totals: Flags, asked: tuple[Flags, ...], engine: Any) -> None:
+        backward = backward_of(self.step, ys, last, totals, *asked)
         shorter, _ = cut(self.step, backward.step, self.saved)
-        self._backward[ys, totals, asked] = Program(shorter, engine), backward
+        self._backward[ys, last, totals, asked] = Program(shorter, engine), backward
 
     @cached_property
     def states(self) -> Program:
@@ -131,7 +150,7 @@ MOST = 256  # so many structures are remembered
 _known: OrderedDict[Any, Compiled] = OrderedDict()
 
 
-def compiled(step: Step, engine: Any, asked: tuple[tuple[bool, ...], ...]) -> Compiled:
+def compiled(step: Step, engine: Any, asked: tuple[Flags, ...]) -> Compiled:
     """The programs for ``step``, from memory if a step of the same structure came before."""
     key = engine, step.key, asked
     found = _known.get(key)
@@ -219,9 +238,8 @@ class _Scan:
         )
         ends = len(step.ys), len(step.ys) + len(step.carry)
         dys, dlast, dtotals = cotangents[: ends[0]], cotangents[ends[0] : ends[1]], cotangents[ends[1] :]
-        program, backward = plan.backward(
-            tuple([g is not None for g in dys]), tuple([g is not None for g in dtotals]), wanted
-        )
+        ys, last, totals = [tuple([g is not None for g in group]) for group in (dys, dlast, dtotals)]
+        program, backward = plan.backward(ys, last, totals, wanted)
         values = self._values(node, kept, program.step, as_tensors)
         first = len(step.xs) + len(step.carry)
         values.update(zip(backward.step.xs[first:], [dys[i] for i in backward.ys], strict=True))
@@ -244,6 +262,7 @@ class _Scan:
             found = program(F, kept.steps, not kept.reverse, xs, carry, consts)
         places = backward.xs, backward.carry, backward.consts
         named = [dict(zip(place, group, strict=True)) for place, group in zip(places, found, strict=True)]
+        named[1] = {i: part for i, part in named[1].items() if i in backward.reached}
         return [named[k].get(i) for k, flags in enumerate(plan.asked) for i, flag in enumerate(flags) if flag]
 
     def _again(self, F: Any, step: Step, engine: Any, *arguments: Any) -> tuple[list[Tensor], ...]:

@@ -80,6 +80,11 @@ class Split:
         self.totals = [self._total(value) for value in step.totals]
         wanted = {*step.ys, *self._leaves}
         after = needed_for(wanted, [op for op in carried if op not in self._looped])
+        if fuses:  # what is only put side by side is written so by the loop
+            made = {value for op in self._looped for value in op.results}
+            joining = [op for op in after if op.rule.joins and made.issuperset(op.inputs)]
+            self._looped.update(joining)
+            after = [op for op in after if op not in self._looped]
         read = wanted.union(*[op.inputs for op in after])
         self.loop = [op for op in ops if op in self._looped]
         views = self._views_of_stacked(read)
@@ -128,11 +133,11 @@ class Split:
         return views
 
     def _sunk(self, before: list[Op], read: set[Value]) -> list[Op]:
-        """The loop, with those elementwise operations from before it that nothing else reads."""
+        """The loop, with those operations on single elements from before it that nothing else reads."""
         sunk: set[Op] = set()
         outside = set(read).union(self.step.following)
         for op in reversed(before):
-            if op.rule.elementwise and outside.isdisjoint(op.results):
+            if (op.rule.elementwise or op.rule.view) and outside.isdisjoint(op.results):
                 sunk.add(op)
             else:
                 outside.update(op.inputs)
@@ -151,9 +156,10 @@ class Split:
             self._leaves.add(value)
             return lambda run: run[value] * run.steps
         op = value.op
-        if op in self._batched and not op.rule.several and not (op in self._looped and op.rule.elementwise):
+        near = op is not None and (op.rule.joins or (op in self._looped and op.rule.elementwise))  # no work to save
+        if op in self._batched and not op.rule.several and not near:
             timed = self._timed(op)
-            floats = all(operand.dtype.kind == "f" for operand in op.inputs)
+            floats = all(o.dtype.kind == "f" for o, has in zip(op.operands, timed, strict=True) if has)
             changing = [name for name, has in zip(_operand_names(op), timed, strict=True) if has]
             rule, params = op.rule, op.params
             if floats and (rule.jointly or (len(changing) == 1 and changing[0] in rule.each)):

@@ -21,12 +21,13 @@ from tinygrad_rnn.tensor import Tensor
 class Value:
     """A tensor of the step, of which shape and dtype are known, and how it came about (None: from outside)."""
 
-    __slots__ = ("dtype", "op", "shape")
+    __slots__ = ("dtype", "name", "op", "shape")
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], op: Op | None = None) -> None:
         self.shape = shape
         self.dtype = dtype
         self.op = op
+        self.name = ""  # what the cell calls it, if that was asked for
 
     @property
     def ndim(self) -> int:

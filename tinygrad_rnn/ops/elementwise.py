@@ -271,7 +271,7 @@ def where(F: Any, condition: Operand, x: Operand, y: Operand, /) -> Array:
 
 
 @scalar("x")
-@over_time(shifted, jointly=True)
+@over_time(shifted)
 @operation(x=lambda F, g: g)
 def astype(F: Any, x: Operand, /, dtype: Any) -> Array:
     """``x`` with elements of another dtype."""

@@ -48,11 +48,14 @@ def _gathered(rule: Rule, params: tuple[Any, ...], operands: Sequence[Any], time
 
 def _placed(rule: Rule, params: tuple[Any, ...], operands: Sequence[Any], timed: Sequence[bool]) -> Any:
     shape, index = params
-    if len(operands) == 1:
-        return shifted(rule, params, operands, timed)
-    if not _arrays_first(
-        "".join("a" if item is HOLE or isinstance(item, int) else "-" for item in index), operands[1:]
-    ):
+    kinds = "".join("a" if item is HOLE or isinstance(item, int) else "-" for item in index)
+    if not any(timed[1:]):
+        if len(operands) > 1 and "-a" in kinds.lstrip("-"):
+            return None
+        return lambda F, steps, values, *arrays: rule.forward(
+            F, values, *arrays, shape=(steps, *shape), index=(slice(None), *index)
+        )
+    if not _arrays_first(kinds, operands[1:]):
         return None
 
     def run(F: Any, steps: int, values: Any, *arrays: Any) -> Any:
@@ -86,7 +89,7 @@ def _steps(F: Any, steps: int, ndim: int) -> Any:
 @over_time(shifted, jointly=True, view=True)
 @operation(x=lambda F, g, x_shape, index: F.place(g, shape=x_shape, index=index))
 def _slice(F: Any, x: Operand, /, index: tuple[Any, ...]) -> Array:
-    return x[index]
+    return x[index if ... in index else (*index, ...)]  # with ... an element stays an array
 
 
 @over_time(_gathered, each=("x",))

@@ -53,8 +53,9 @@ def flattened(rule: Rule, params: tuple[Any, ...], operands: Sequence[Any], time
 def spread(rule: Rule, params: tuple[Any, ...], operands: Sequence[Any], timed: Sequence[bool]) -> Batched:
     """For broadcast_to: new axes go between time and the axes of a step."""
     (shape,) = params
-    gap = (1,) * (len(shape) - operands[0].ndim)
-    return lambda F, steps, x: rule.forward(F, _widened(x, gap), (steps, *shape))
+    wanted = _tuple(shape)
+    gap = (1,) * (len(wanted) - operands[0].ndim)
+    return lambda F, steps, x: rule.forward(F, _widened(x, gap), (steps, *wanted))
 
 
 def reversed_axes(rule: Rule, params: tuple[Any, ...], operands: Sequence[Any], timed: Sequence[bool]) -> Batched:
@@ -97,6 +98,10 @@ def _widened(x: Any, gap: tuple[int, ...]) -> Any:
     return x.reshape((x.shape[0], *gap, *x.shape[1:]))
 
 
+def _tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
 def _timed(F: Any, x: Any, steps: int, has: bool) -> Any:
     return x if has else F.broadcast_to(x, (steps, *x.shape))
 
@@ -104,10 +109,10 @@ def _timed(F: Any, x: Any, steps: int, has: bool) -> Any:
 def _moved(name: str, value: Any, ndim: int, steps: int) -> Any:
     """A static argument, by its name, for operands of one axis more."""
     if name == "axis" and value is not None:
-        moved = tuple(a if a < 0 else a + 1 for a in ((value,) if isinstance(value, int) else value))
-        return moved[0] if isinstance(value, int) else moved
+        moved = tuple(a if a < 0 else a + 1 for a in _tuple(value))
+        return moved if isinstance(value, (tuple, list)) else moved[0]
     if name == "shape":
-        return (steps, *((value,) if isinstance(value, int) else value))
+        return (steps, *_tuple(value))
     if name == "axes":
         axes = range(ndim)[::-1] if value is None else [a % ndim for a in value]
         return (0, *[a + 1 for a in axes])

@@ -156,7 +156,7 @@ def argmin(F: Any, x: Operand, /, axis: int | None = None) -> Array:
     return F.argmin(x, axis=axis)
 
 
-@over_time(shifted)
+@over_time(flattened)
 @operation()
 def argsort(F: Any, x: Operand, /, axis: int = -1) -> Array:
     """Indices that sort ``x`` along ``axis``; has no gradient."""

@@ -99,6 +99,11 @@ class Rule:
             raise TypeError(f"{self.name}: the VJPs of {tuple(vjps)} read {unknown}; there are {self.readable}")
         self.plans: dict[int, Plan] = {}
 
+    @property
+    def joins(self) -> bool:
+        """Whether it puts its operands side by side."""
+        return self.variadic and self.jointly
+
     def __repr__(self) -> str:
         return f"<operation {self.name}>"
 

@@ -101,7 +101,7 @@ def broadcast_to(F: Any, x: Operand, /, shape: tuple[int, ...]) -> Array:
 @operation(x=lambda F, g, axis: F.flip(g, axis))
 def flip(F: Any, x: Operand, /, axis: Axis = None) -> Array:
     """``x`` in reverse order along ``axis``; None: along all."""
-    return F.flip(x, axis)
+    return F.flip(x, axis) if x.ndim else x
 
 
 def _negated(shift: int | tuple[int, ...]) -> int | tuple[int, ...]:
