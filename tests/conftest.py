@@ -1,12 +1,14 @@
-"""Which backends the tests run on: NumPy, the strict stand-in for CuPy, and CuPy where it finds a GPU."""
+"""What the tests run on: NumPy, the strict stand-in for CuPy, and CuPy where it finds a GPU; and engines of scan."""
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 import strict  # noqa: F401 - registers its backend
 from hypothesis import HealthCheck, settings
+from interpreted import interpreted
 
 import tinygrad_rnn as tg
 
@@ -34,10 +36,20 @@ def available() -> list[str]:
     return ["numpy", "strict", "cupy"]
 
 
+ENGINES = ("unrolled", "array", "numba")
+ON_NUMPY_ALONE = ("numba",)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "backend" in metafunc.fixturenames:
-        names = metafunc.config.getoption("--backend") or available()
-        metafunc.parametrize("backend", names, indirect=True)
+    backends = metafunc.config.getoption("--backend") or available()
+    wanted = {"backend", "engine"}.intersection(metafunc.fixturenames)
+    if wanted == {"backend"}:
+        metafunc.parametrize("backend", backends, indirect=True)
+    elif wanted == {"engine"}:
+        metafunc.parametrize("engine", ENGINES, indirect=True)
+    elif wanted:
+        pairs = [(b, e) for b in backends for e in ENGINES if b == "numpy" or e not in ON_NUMPY_ALONE]
+        metafunc.parametrize(("backend", "engine"), pairs, indirect=True)
 
 
 @pytest.fixture
@@ -45,3 +57,33 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a backend, on which new tensors are made; the test runs once on each."""
     with tg.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of an engine of `tg.scan`, by which all scans run that name none; the test runs once by each.
+
+    An engine that is named raises if it cannot run a cell, so that none falls back unseen. What Numba would compile is
+    run by Python.
+    """
+    with tg.use_engine(request.param), interpreted() if request.param == "numba" else nullcontext():
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def _compiles_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests that name no engine run scans by one that need not compile."""
+    with nullcontext() if "engine" in request.fixturenames else tg.use_engine("array"):
+        yield
+
+
+@pytest.fixture
+def fails(request: pytest.FixtureRequest, engine: str) -> Callable[[str], None]:
+    """To be called with the reason why a test fails on the compiled engines, and on them alone."""
+
+    def mark(reason: str) -> None:
+        if engine != "unrolled":
+            errors = AssertionError, pytest.fail.Exception
+            request.applymarker(pytest.mark.xfail(strict=True, reason=reason, raises=errors))
+
+    return mark

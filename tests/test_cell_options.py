@@ -153,13 +153,13 @@ every = pytest.mark.parametrize(
 
 
 @every
-def test_first_and_second_derivatives(cell, option, backend):
+def test_first_and_second_derivatives(cell, option, backend, engine):
     # The second order takes long, and is made of the same operations: on one backend it is enough.
     errors = derivatives(cell, option, (0, 1) if backend == "numpy" else (0,))
     assert max(errors) < 1e-6
 
 
-def test_the_check_can_fail(monkeypatch):
+def test_the_check_can_fail(monkeypatch, engine):
     monkeypatch.setattr(tg.nn.cells, "sigmoid", lambda x: tg.scale_gradient(tg.sigmoid(x), 1.001))
     first, second = derivatives("GRU", "lengths")
     assert first > 1e-6

@@ -231,7 +231,7 @@ def gradients(loss: Any, leaves: Any) -> list[Any]:
 
 @given(st.data())
 @settings(max_examples=200)
-def test_scan_is_each_row_alone(backend, data):
+def test_scan_is_each_row_alone(backend, engine, data):
     program = data.draw(programs())
     run = data.draw(runs(program))
     weights, xs, start = [required(w) for w in run.weights], required(run.xs), [required(s) for s in run.start]
@@ -273,7 +273,7 @@ def test_scan_is_each_row_alone(backend, data):
 
 @given(st.data())
 @settings(max_examples=60)
-def test_a_sequence_in_two_scans(backend, data):
+def test_a_sequence_in_two_scans(backend, engine, data):
     """One after the other, with the state handed on: the same values, and the same gradients by tied weights."""
     program = data.draw(programs())
     run = data.draw(runs(program))

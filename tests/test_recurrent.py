@@ -16,6 +16,7 @@ import tinygrad_rnn as tg
 from tinygrad_rnn import nn, optim
 from tinygrad_rnn.nest import leaves, map_nest
 
+pytestmark = pytest.mark.usefixtures("engine")
 T, B, D, H = 6, 4, 3, 2
 
 

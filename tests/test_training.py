@@ -75,7 +75,7 @@ def draw(*shape, seed=0):
 
 
 @given(steps=st.integers(1, 7), k1=st.integers(1, 4), more=st.integers(0, 4))
-def test_updates_are_the_sums_of_truncated_sums(steps, k1, more):
+def test_updates_are_the_sums_of_truncated_sums(engine, steps, k1, more):
     layer, xs, targets = make(), draw(steps, 2, 2), draw(steps, 2, 3, seed=1)
     optimizer = Recorder(layer.parameters())
     updates = list(tg.tbptt(layer, squares, xs, targets, optimizer, k1, k1 + more))
@@ -86,7 +86,7 @@ def test_updates_are_the_sums_of_truncated_sums(steps, k1, more):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_one_window_is_plain_backpropagation(backend):
+def test_one_window_is_plain_backpropagation(backend, engine):
     layer, xs, targets = make(), draw(6, 2, 2), draw(6, 2, 3, seed=1)
     optimizer = Recorder(layer.parameters())
     (update,) = tg.tbptt(layer, squares, xs, targets, optimizer, k1=6)
@@ -98,7 +98,7 @@ def test_one_window_is_plain_backpropagation(backend):
         np.testing.assert_array_equal(seen, parameter.grad.numpy())
 
 
-def test_the_state_goes_on_from_call_to_call(backend):
+def test_the_state_goes_on_from_call_to_call(backend, engine):
     xs, targets = draw(8, 2, 2), draw(8, 2, 3, seed=1)
     whole, halves = make(), make()
     *_, last = tg.tbptt(whole, squares, xs, targets, optim.Adam(whole.parameters()), k1=2)
@@ -111,7 +111,7 @@ def test_the_state_goes_on_from_call_to_call(backend):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
-def test_clipping_and_nested_states(backend):
+def test_clipping_and_nested_states(backend, engine):
     layer = nn.Recurrent([nn.LSTMCell(2, 3, dtype=np.float64), nn.GRUCell(3, 3, dtype=np.float64)])
     optimizer = Recorder(layer.parameters())
     for update in tg.tbptt(layer, squares, draw(5, 2, 2), draw(5, 2, 3, seed=1), optimizer, 2, 3, max_norm=0.1):

@@ -144,7 +144,7 @@ def test_it_is_a_cell_with_the_sizes_and_the_state_of_the_wrapped_one(name, back
 
 
 @every_wrapper
-def test_scan_calls_the_hook_once(name, backend):
+def test_scan_calls_the_hook_once(name, backend, engine):
     cell = WRAPPERS[name](Random(3))
     ys, _ = tg.scan(cell, sequence(), random_state(cell))
     again = WRAPPERS[name](Random(3))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn.backend import get_backend
+from tinygrad_rnn.tape import tick
 from tinygrad_rnn.tensor import Tensor
 
 Shape = int | tuple[int, ...]
@@ -33,6 +34,7 @@ class Generator:
     def __init__(self, seed: int) -> None:
         self.seed = _checked(seed)
         self.counter = 0
+        self.set_at = tick()  # when, by the tape's clock
 
     def __repr__(self) -> str:
         return f"Generator(seed={self.seed}, counter={self.counter})"
@@ -90,7 +92,7 @@ class Generator:
         seed, counter = _checked(state["seed"]), int(state["counter"])
         if counter < 0:
             raise ValueError(f"counter must be at least 0, got {counter}")
-        self.seed, self.counter = seed, counter
+        self.seed, self.counter, self.set_at = seed, counter, tick()
 
 
 def manual_seed(seed: int) -> Generator:

@@ -68,7 +68,7 @@ class Mode:
     """What happens to operations just now: whether they leave nodes, and who else listens.
 
     A listener is called with every operation, whether or not it needs a gradient, as
-    ``listener(rule, operands, params, results)``, and before a walk that is not recorded its ``hear_raw_walk()`` if it
+    ``listener(rule, operands, params, results)``, and before a walk its ``hear_walk(order, wanted, as_tensors)`` if it
     has one.
     """
 
@@ -127,9 +127,10 @@ def walk(
     RuntimeError
         If a part of the graph was freed (noticed before anything is done), or a tensor that it needs was written since.
     """
-    if not as_tensors and hasattr(MODE.get().listener, "hear_raw_walk"):
-        MODE.get().listener.hear_raw_walk()  # type: ignore[union-attr]
     order = _reachable([root for root, _ in roots])
+    listener: Any = MODE.get().listener
+    if hasattr(listener, "hear_walk"):
+        listener.hear_walk(order, wanted, as_tensors)
     useful = set() if wanted is None else _leading_to(wanted, order)
     asked = None if wanted is None else useful | wanted
     direct = asked is None and not as_tensors

@@ -137,16 +137,16 @@ CASES: dict[str, tuple[Any, Any]] = {
 }
 
 
-def run(step: Any, xs: Any, state: Any, stack: Any) -> list[Any]:
+def run(step: Any, xs: Any, state: Any) -> list[Any]:
     outputs = []
     for x in xs:
         y, state = step(x, state)
         outputs.append(y)
-    return [stack(outputs), *(part for _, part in leaves(state))]
+    return [torch.stack(outputs), *(part for _, part in leaves(state))]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_sequence_to_second_order(name: str) -> None:
+def test_a_sequence_to_second_order(name: str, engine: str) -> None:
     make, reference = CASES[name]
     cell = make()
     draw = np.random.default_rng(1)
@@ -160,11 +160,12 @@ def test_a_sequence_to_second_order(name: str) -> None:
 
     ours_xs = tg.Tensor(xs, requires_grad=True)
     ours_state = map_nest(lambda part: tg.Tensor(part, requires_grad=part.dtype.kind == "f"), state)
-    ours = run(cell, ours_xs, ours_state, tg.stack)
+    ys, last = tg.scan(cell, ours_xs, ours_state)
+    ours = [ys, *(part for _, part in leaves(last))]
     weights = {key: torch.tensor(value.numpy(), requires_grad=True) for key, value in cell.named_parameters()}
     theirs_xs = torch.tensor(xs, requires_grad=True)
     theirs_state = map_nest(lambda part: torch.tensor(part, requires_grad=part.dtype.kind == "f"), state)
-    theirs = run(lambda x, s: reference(weights, x, s), theirs_xs, theirs_state, torch.stack)
+    theirs = run(lambda x, s: reference(weights, x, s), theirs_xs, theirs_state)
 
     total, total_t = tg.zeros((), np.float64), torch.zeros((), dtype=torch.float64)
     for a, b in zip(ours, theirs, strict=True):
@@ -181,8 +182,9 @@ def test_a_sequence_to_second_order(name: str) -> None:
     first_t = torch.autograd.grad(total_t, sources_t, create_graph=True, **unused)
     slope, slope_t = tg.zeros((), np.float64), torch.zeros((), dtype=torch.float64)
     for a, b in zip(first, first_t, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
+        if b is None:
+            assert a is None or not a.numpy().any()
+        else:
             np.testing.assert_allclose(a.numpy(), b.detach().numpy(), rtol=1e-9, atol=1e-11)
             direction = draw.standard_normal(a.shape)
             slope = slope + (a * tg.Tensor(direction)).sum()

@@ -87,7 +87,7 @@ def counting(*shape):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_last_outputs(name, backend):
+def test_last_outputs(name, backend, engine):
     make, (batch, steps, features), units, options, expected = CASES[name]
     cell = constant(make, features, units, **{key: options[key] for key in ("bias", "forget") if key in options})
     xs = on_backend(counting(batch, steps, features).swapaxes(0, 1))
@@ -107,7 +107,7 @@ def test_last_outputs(name, backend):
         np.testing.assert_array_equal(ys.numpy()[0 if "reverse" in options else -1], h)
 
 
-def test_each_output_of_masked_sequences(backend):
+def test_each_output_of_masked_sequences(backend, engine):
     cell = constant(nn.LSTMCell, 3, 2)
     xs = on_backend(counting(2, 4, 3).swapaxes(0, 1))
     ys, _ = tg.scan(cell, xs, lengths=[3, 2])

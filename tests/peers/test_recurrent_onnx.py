@@ -150,7 +150,7 @@ def test_all_node_tests_are_here():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_node(name, backend):
+def test_node(name, backend, engine):
     case = CASES[name]
     (node,) = case.model.graph.node
     ((inputs, outputs),) = case.data_sets
@@ -162,7 +162,7 @@ def test_node(name, backend):
 @pytest.mark.parametrize("layout", [0, 1])
 @pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "linear before reset", "LSTM", "peepholes"])
-def test_random_weights_beside_the_reference_evaluator(kind, direction, layout, backend):
+def test_random_weights_beside_the_reference_evaluator(kind, direction, layout, backend, engine):
     operator = {"linear before reset": "GRU", "peepholes": "LSTM"}.get(kind, kind)
     steps, batch, features, hidden = 5, 4, 3, 2
     count, gates = 1 + (direction == "bidirectional"), len(ORDER[operator])

@@ -82,7 +82,7 @@ def compare(ours, theirs, inputs, outputs):
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
-def test_random_configurations(group):
+def test_random_configurations(group, engine):
     for seed in range(group, CONFIGURATIONS, GROUPS):
         rng = np.random.default_rng(seed)
         kind, ours, theirs, options = pair(rng)
@@ -105,7 +105,7 @@ def test_random_configurations(group):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_lengths_are_packed_sequences(seed):
+def test_lengths_are_packed_sequences(seed, engine):
     rng = np.random.default_rng(seed)
     kind, ours, theirs, options = pair(rng)
     steps, batch = int(rng.integers(1, 9)), int(rng.integers(1, 6))

@@ -140,7 +140,7 @@ class Generator:
         for k, value in enumerate(step.following):
             if value in made:
                 heirs.setdefault(value, k)
-        joined = self._joined(made.difference(heirs, stacked))
+        joined = self._joined({v for v in made.difference(heirs, stacked) if v.op and v.op.rule.scalar})
         for op in split.loop:
             for value in op.results:
                 if value.dtype.name not in DTYPES:
@@ -233,7 +233,8 @@ class Generator:
             space = None
         elif name == "gather":
             table, *arrays = operands
-            if len(arrays) != 1 or op.params != ((HOLE,),) or table in self.places or arrays[0].dtype.kind != "i":
+            forms = table.ndim, len(arrays), arrays[0].ndim, arrays[0].dtype.kind, op.params, table in self.places
+            if forms != (2, 1, 1, "i", ((HOLE,),), False):
                 raise _no_code(op)
         elif op.rule.scalar is None:
             raise _no_code(op)
@@ -247,8 +248,8 @@ class Generator:
                 if type(operand) is Value:
                     readers.setdefault(self._place(operand).base, []).append(item)
         for product in [item for item in self.items if item.op and item.op.rule.name == "matmul"]:
-            (reader, *others) = readers.get(product.result) or [None]
-            if others or reader not in self.items or reader.op is None or reader.op.rule.name != "add":
+            (reader, *others) = readers.get(product.result) or [product]
+            if others or reader is product or reader not in self.items or not reader.op or reader.op.rule.name != "add":
                 continue
             (addend, *more) = [operand for operand in reader.operands if operand is not product.result]
             alike = reader.result.shape == product.result.shape and reader.result.dtype == product.result.dtype

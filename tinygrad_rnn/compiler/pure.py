@@ -12,7 +12,7 @@ from types import FunctionType
 from typing import Any
 
 from tinygrad_rnn.compiler.record import Recording
-from tinygrad_rnn.compiler.step import Op, Step, Value, replay
+from tinygrad_rnn.compiler.step import Op, Step, Value, hashable, replay
 from tinygrad_rnn.tensor import Tensor
 
 MOST = 256
@@ -64,13 +64,17 @@ def _kind(module: Any, tensors: list[Tensor]) -> Any:
             if place == len(tensors):
                 tensors.append(value)
             parts.append((name, place, value.shape, value.dtype, value.requires_grad))
-        elif type(value) in _PLAIN or (type(value) is FunctionType and value.__module__.startswith("tinygrad_rnn.")):
-            parts.append((name, type(value), value))
+        elif type(value) in _PLAIN or (type(value) is FunctionType and _is_ours(value)):
+            parts.append((name, hashable(value)))
         elif (below := _kind(value, tensors)) is not None:
             parts.append((name, below))
         elif name != "_buffers":
             return None
     return tuple(parts)
+
+
+def _is_ours(function: FunctionType) -> bool:
+    return str(function.__globals__.get("__name__")).startswith("tinygrad_rnn.")
 
 
 def remembered(key: Any) -> Known | None:

@@ -68,7 +68,11 @@ class Traced(Tensor):
 
 
 def _refuse(what: str) -> NoReturn:
-    raise Unrecordable(f"the cell {what} a value that changes from step to step")
+    refusal = Unrecordable(f"the cell {what} a value that changes from step to step")
+    listener = tape.MODE.get().listener
+    if isinstance(listener, _Listener):
+        listener.refusal = refusal  # the cell might catch it
+    raise refusal
 
 
 @dataclass
@@ -142,10 +146,16 @@ class _Listener(Recorder):
         self.namer = namer
         self.prologue = Recorder()
         self.checks: list[Check] = []
+        self.refusal: Unrecordable | None = None
 
-    def hear_raw_walk(self) -> None:
-        """A gradient whose computation is not recorded is a value."""
-        _refuse("takes a gradient, without create_graph=True, of")
+    def hear_walk(self, order: Sequence[tape.Node], wanted: set[tape.Parent] | None, as_tensors: bool) -> None:
+        """A gradient is taken: it must be recorded, and stay within the step."""
+        if not as_tensors:
+            _refuse("takes a gradient, without create_graph=True, of")
+        ours = {parent for node in order for parent in node.parents if type(parent) is Traced}
+        others = [key for key in wanted or () if key not in self._by_node and type(key) is not Traced]
+        if ours and others:
+            _refuse("takes a gradient by a constant through")
 
     def hear_check(self, indices: Tensor, limit: int, what: str) -> None:
         """Indices that the cell wants to be below ``limit``: to be looked at when they are known for all steps."""
@@ -159,6 +169,10 @@ class _Listener(Recorder):
             return
         if self.namer is not None:
             self.namer.hear(self)
+        if any(isinstance(param, Traced) for param in params):
+            _refuse("gives as a static argument")
+        if rule.name == "to_backend":
+            _refuse("moves to another backend")
         if rule.name in ("gather", "place") and any(isinstance(o, Tensor) and o.dtype.kind == "b" for o in operands):
             raise Unrecordable("the cell picks by a mask, so that a shape depends on values")
         for result in results:
@@ -207,10 +221,14 @@ def _recorded(
     met = [[listener.meet(tensor) for tensor in group] for group in given]
     step = Step(xs=met[0], carry=met[1], consts=[])
     draws: list[Draw] = []
-    counters: dict[int, tuple[random.Generator, int]] = {}
+    counters: dict[int, tuple[random.Generator, int, int]] = {}
+    begun = tape.tick()
 
     def drawn(generator: random.Generator, make: Callable[[tuple[int, int]], Tensor], tensor: Tensor) -> None:
-        counters.setdefault(id(generator), (generator, generator.counter - 1))
+        _, before, seed = counters.setdefault(id(generator), (generator, generator.counter - 1, generator.seed))
+        earlier = sum(draw.generator is generator for draw in draws)
+        if generator.set_at > begun or (generator.seed, generator.counter) != (seed, before + earlier + 1):
+            raise Unrecordable("the cell makes or sets a generator that it draws from")
         step.xs.append(listener.meet(tensor))
         tensor.__class__ = Traced
         draws.append(Draw(generator, make, tensor))
@@ -221,9 +239,11 @@ def _recorded(
             ys, following = call(*given)
     finally:
         random._drawn.reset(token)
-        taken = {key: generator.counter - before for key, (generator, before) in counters.items()}
-        for generator, before in counters.values():
+        taken = {key: generator.counter - before for key, (generator, before, _) in counters.items()}
+        for generator, before, _ in counters.values():
             generator.counter = before
+    if listener.refusal is not None:
+        raise listener.refusal
     if any(sum(id(draw.generator) == key for draw in draws) != count for key, count in taken.items()):
         raise Unrecordable("the cell takes keys from a generator by itself")
     if namer is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -108,14 +109,16 @@ class Step:
     @cached_property
     def key(self) -> int:
         """Equal for steps that do the same, whatever tensors they do it to; to be asked for when the step is done."""
-        return _keys.setdefault(self._structure(), len(_keys))
+        if len(_keys) > MOST_KEYS:
+            _keys.clear()
+        return _keys.setdefault(self._structure(), next(_numbers))
 
     def _structure(self) -> tuple[Any, ...]:
         numbers = {value: i for i, value in enumerate([*self.xs, *self.carry, *self.consts])}
         given = tuple((value.shape, value.dtype) for value in numbers)
         ops = []
         for op in self.ops:
-            operands = tuple([(numbers[o],) if type(o) is Value else (type(o), o) for o in op.operands])
+            operands = tuple([(numbers[o],) if type(o) is Value else hashable(o) for o in op.operands])
             ops.append((op.rule, operands, hashable(op.params), op.recording))
             for result in op.results:
                 numbers[result] = len(numbers)
@@ -127,7 +130,9 @@ class Step:
         return needed_for([*self.ys, *self.following, *self.totals], self.ops)
 
 
+MOST_KEYS = 4096
 _keys: dict[tuple[Any, ...], int] = {}
+_numbers = count()
 
 
 def needed_for(values: Iterable[Value], ops: Sequence[Op]) -> list[Op]:
@@ -142,12 +147,12 @@ def needed_for(values: Iterable[Value], ops: Sequence[Op]) -> list[Op]:
 
 
 def hashable(param: Any) -> Any:
-    """A static argument in a form that can be a key."""
+    """A number or static argument in a form that can be a key."""
     if isinstance(param, (tuple, list)):
         return tuple([hashable(item) for item in param])
     if isinstance(param, slice):
         return "slice", param.start, param.stop, param.step
-    return param
+    return (type(param), repr(param)) if isinstance(param, (float, int)) else param  # -0.0 is not 0.0, nor 1 True
 
 
 def replay(op: Op, values: dict[Value, Tensor]) -> None:
