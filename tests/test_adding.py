@@ -40,7 +40,7 @@ def learn(kind: str, seed: int) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize("kind", ["GRU", "LSTM"])
-def test_adding_over_100_steps(kind, engine):
+def test_adding_over_100_steps(kind):
     updates, error = learn(kind, seed=0)
     assert updates < UPDATES
     assert error < 0.01  # to say 1 at all times gives 1/6

@@ -152,16 +152,17 @@ def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset
     """The arguments of `scan`, checked and laid out."""
     xs = map_nest(as_tensor, xs)
     steps, batch, device = _extent(xs, lengths is not None or reset is not None)
-    alive = np.ones((steps, 1), bool) if lengths is None else _alive(lengths, steps, batch)
-    begins = np.zeros_like(alive) if reset is None else _begins(reset, alive, steps, batch, reverse)
     init_state = getattr(cell, "init_state", None)
     if state is None and init_state is None:
         raise TypeError("state: the cell has no init_state, so scan must be given the state to start from")
     fresh = init_state(batch) if init_state and (state is None or reset is not None) else state
     state = map_nest(as_tensor, fresh if state is None else state)
-    if lengths is not None or reset is not None:
-        _check_batch(state, batch)
-        _alike(state, fresh, "init_state gives")
+    if lengths is None and reset is None:
+        return _Run(cell, step_of(cell, batch), xs, state, fresh, None, None, steps, steps, reverse, tuple(expose))
+    _check_batch(state, batch)
+    _alike(state, fresh, "init_state gives")
+    alive = np.ones((steps, 1), bool) if lengths is None else _alive(lengths, steps, batch)
+    begins = np.zeros_like(alive) if reset is None else _begins(reset, alive, steps, batch, reverse)
 
     # Steps that no row reaches are left out, but for one that tells what outputs look like.
     reached = max(int(alive.any(axis=1).sum()), 1)
@@ -270,7 +271,7 @@ class _Run:
         remaining, parts = iter(outs), iter(last)
         ys, exposed = map_nest(lambda _: next(remaining), shown)
         noted = [(commit, [unstack(next(remaining)) for _ in tensors]) for commit, tensors in notes]
-        for t in reversed(range(self.reached)) if self.reverse else range(self.reached):
+        for t in (reversed(range(self.reached)) if self.reverse else range(self.reached)) if noted else ():
             for commit, stacked in noted:
                 commit(*[steps[t] for steps in stacked])
         for (_, limit, what), indices in zip(checks, remaining, strict=True):

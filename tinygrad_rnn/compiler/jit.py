@@ -20,7 +20,8 @@ from numba.core.compiler import Compiler
 
 from tinygrad_rnn.backend import NUMPY
 from tinygrad_rnn.compiler.cache import module_of
-from tinygrad_rnn.compiler.loops import AFTER, BEFORE, SCRATCH, STACK, Generator
+from tinygrad_rnn.compiler.layout import AFTER, BEFORE, SCRATCH, STACK
+from tinygrad_rnn.compiler.loops import Generator
 from tinygrad_rnn.compiler.product import aligned, multiply_add, pack, packed_size
 from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS
@@ -105,7 +106,11 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
 
     LEAST = 1 << 21  # multiplications; below that it is not worth while
 
-    def matmul(self, a: Any, b: Any) -> Any:
+    def __init__(self) -> None:
+        super().__init__()
+        self.matmul = self._matmul
+
+    def _matmul(self, a: Any, b: Any) -> Any:
         if a.ndim != 2 or b.ndim != 2 or a.size * b.shape[1] < self.LEAST:
             return np.matmul(a, b)
         rows, columns = a.shape[0], b.shape[1]

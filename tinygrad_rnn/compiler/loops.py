@@ -1,70 +1,21 @@
-"""The Numba engine, first half: the source of a loop over time, with loops over elements inside.
+"""The Numba engine, second part: the source of a loop over time, with loops over elements inside.
 
-Elementwise operations over the same elements are fused into one loop, in which what no other loop reads is a local
-variable. Views need no code, and what is joined is written where it belongs; see ``places``. Each part of the state has
-memory for two steps, or for all where it is wanted afterwards; ``before`` and ``after`` say where in it the state
-before and after a step is.
+Each part of the state has memory for two steps, or for all where it is wanted afterwards; ``before`` and ``after`` say
+where in it the state before and after a step is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.backend import HOLE
-from tinygrad_rnn.compiler.places import Line, Place, of_operands, of_results, whole, within
-from tinygrad_rnn.compiler.record import Unrecordable
+from tinygrad_rnn.compiler.layout import SCRATCH, Item, Layout, Store, packs, reduced_axes
+from tinygrad_rnn.compiler.places import Place
 from tinygrad_rnn.compiler.split import Split
-from tinygrad_rnn.compiler.step import Op, Value
-from tinygrad_rnn.ops.reduction import axes_of
-
-STREAM, STACK, BEFORE, AFTER, SCRATCH, CONSTANT = "stream", "stack", "before", "after", "scratch", "constant"
-REDUCTIONS = {"sum": "zero", "mean": "zero", "max": "-infinity", "min": "infinity"}
-DTYPES = ("float32", "float64", "bool", "int32", "int64")
-
-
-@dataclass(frozen=True)
-class Store:
-    """Memory: where it comes from; of which part of the state it is, and whether that is kept of all steps."""
-
-    kind: str
-    part: int = -1
-    kept: bool = False
-
-    @property
-    def index(self) -> str:
-        """Which of its parts belongs to a step, as text."""
-        if self.kind in (BEFORE, AFTER):
-            return self.kind if self.kept else f"{self.kind}_of_two"
-        return "t" if self.kind in (STREAM, STACK) else ""
-
-
-@dataclass(eq=False)
-class Item:
-    """Something to do at each step: an operation, or (without) a copy of ``operands[0]``.
-
-    Attributes
-    ----------
-    target
-        Where the result goes.
-    space
-        What it loops over; None if it is no loop over elements that could be fused.
-    adds
-        Whether it is added to what is there.
-    """
-
-    op: Op | None
-    operands: tuple[Any, ...]
-    result: Value
-    target: Place
-    space: tuple[int, ...] | None
-    level: int = 0
-    adds: bool = False
+from tinygrad_rnn.compiler.step import Value
 
 
 @dataclass
@@ -97,283 +48,16 @@ class Source:
     rows: int
 
 
-class Generator:
-    """Makes the source for the loop of a split step.
-
-    Raises
-    ------
-    Unrecordable
-        If the loop holds an operation for which this engine has no code.
-    """
+class Generator(Layout):
+    """Makes the source."""
 
     def __init__(self, split: Split) -> None:
-        self.split = split
-        self.step = split.step
-        self.rows = next((value.shape[0] for value in self.step.carry if value.ndim), 1)
-        self.places: dict[Value, Place] = {}
-        self.stores: dict[Value, Store] = {}
-        self.items: list[Item] = []
+        super().__init__(split)
         self.names: dict[Value, str] = {}
         self.memory: dict[Value, Store] = {}
         self.packed: dict[Value, str] = {}
         self.numbers: dict[tuple[str, str], tuple[str, float]] = {}
         self.sizes: dict[int, str] = {}
-        self.inlined: dict[Value, Item] = {}
-        self._lay_out()
-        self._preload()
-        self._inline()
-        self.by_rows = self._rows_apart()
-        self._arrange()
-
-    # -- where everything is
-
-    def _lay_out(self) -> None:
-        split, step = self.split, self.step
-        stacked = set(split.stacked)
-        self.kept = kept = [not stacked.isdisjoint(pair) for pair in zip(step.carry, step.following, strict=True)]
-        for k, value in enumerate(step.carry):
-            self._own(value, Store(BEFORE, k, kept[k]))
-        for value in split.streamed:
-            self._own(value, Store(STREAM))
-        made = {value for op in split.loop for value in op.results if not (op.rule.view or op.rule.joins)}
-        heirs: dict[Value, int] = {}  # values written straight into the memory of the state
-        for k, value in enumerate(step.following):
-            if value in made:
-                heirs.setdefault(value, k)
-        joined = self._joined({v for v in made.difference(heirs, stacked) if v.op and v.op.rule.scalar})
-        for op in split.loop:
-            for value in op.results:
-                if value.dtype.name not in DTYPES:
-                    raise _no_code(op)
-                if op.rule.view:
-                    continue
-                if value in joined:
-                    target, lines = joined[value]
-                    self._own(target, Store(STACK if target in stacked else SCRATCH))
-                    self.places[value] = within(self.places[target], lines)
-                elif value in heirs:
-                    self._own(value, Store(AFTER, heirs[value], kept[heirs[value]]))
-                else:
-                    self._own(value, Store(STACK if value in stacked else SCRATCH))
-            if op.rule.view:
-                self._view(op, stacked)
-            elif op.rule.joins:
-                self._join(op, joined)
-            else:
-                self._item(op)
-        for k, value in enumerate(step.following):
-            if heirs.get(value) != k:
-                self._copy(value, self._fresh(value, Store(AFTER, k, kept[k])))
-
-    def _own(self, value: Value, store: Store) -> None:
-        if value not in self.places:
-            self.places[value] = whole(value)
-            self.stores[value] = store
-
-    def _fresh(self, like: Value, store: Store) -> Place:
-        value = Value(like.shape, like.dtype)
-        self._own(value, store)
-        return self.places[value]
-
-    def _joined(self, free: set[Value]) -> dict[Value, tuple[Value, tuple[Line, ...]]]:
-        """Which values are written straight into what they are joined to, and where in it they are."""
-        joined: dict[Value, tuple[Value, tuple[Line, ...]]] = {}
-        for op in self.split.loop:
-            if op.rule.joins:
-                for part, lines in zip(op.operands, of_operands(op), strict=True):
-                    if part in free and part not in joined and lines is not None:
-                        joined[part] = op.results[0], lines
-        return joined
-
-    def _view(self, op: Op, stacked: set[Value]) -> None:
-        (operand,) = op.inputs
-        for value, lines in zip(op.results, of_results(op), strict=True):
-            if lines is None:
-                raise _no_code(op)
-            self.places[value] = within(self._place(operand), lines)
-            if value in stacked:
-                self.stores[value] = Store(STACK)
-                self._copy(value, whole(value))
-
-    def _join(self, op: Op, joined: dict[Value, tuple[Value, tuple[Line, ...]]]) -> None:
-        (result,) = op.results
-        for part, lines in zip(op.operands, of_operands(op), strict=True):
-            if lines is None:
-                raise _no_code(op)
-            if joined.get(part) != (result, lines):
-                self._copy(part, within(self.places[result], lines))
-
-    def _place(self, value: Value) -> Place:
-        if value not in self.places:
-            self._own(value, Store(CONSTANT))
-        return self.places[value]
-
-    # -- what is done, and when
-
-    def _copy(self, value: Value, target: Place) -> None:
-        self.items.append(Item(None, (value,), value, target, value.shape))
-
-    def _item(self, op: Op) -> None:
-        (result, *more) = op.results
-        name = op.rule.name
-        if more or any(not _straight(line) for line in self.places[result].lines if name == "matmul"):
-            raise _no_code(op)
-        space: tuple[int, ...] | None = result.shape
-        operands = op.operands
-        if name == "matmul":
-            a, b = operands
-            if a.ndim != 2 or b.ndim != 2 or b in self.places or result.dtype.kind != "f" or a.dtype != b.dtype:
-                raise _no_code(op)
-            if not self._rows_of(a):
-                place = self._fresh(a, Store(SCRATCH))
-                self._copy(a, place)
-                operands = place.base, b
-            space = None
-        elif name in REDUCTIONS:
-            space = None
-        elif name == "gather":
-            table, *arrays = operands
-            forms = table.ndim, len(arrays), arrays[0].ndim, arrays[0].dtype.kind, op.params, table in self.places
-            if forms != (2, 1, 1, "i", ((HOLE,),), False):
-                raise _no_code(op)
-        elif op.rule.scalar is None:
-            raise _no_code(op)
-        self.items.append(Item(op, operands, result, self.places[result], space))
-
-    def _preload(self) -> None:
-        """What is added to a product is put first where the product goes, which is then added to it."""
-        readers: dict[Value, list[Item]] = {}
-        for item in self.items:
-            for operand in item.operands:
-                if type(operand) is Value:
-                    readers.setdefault(self._place(operand).base, []).append(item)
-        for product in [item for item in self.items if item.op and item.op.rule.name == "matmul"]:
-            (reader, *others) = readers.get(product.result) or [product]
-            if others or reader is product or reader not in self.items or not reader.op or reader.op.rule.name != "add":
-                continue
-            (addend, *more) = [operand for operand in reader.operands if operand is not product.result]
-            alike = reader.result.shape == product.result.shape and reader.result.dtype == product.result.dtype
-            if more or type(addend) is not Value or addend.dtype != product.result.dtype or not alike:
-                continue
-            if self.stores[product.target.base].kind != SCRATCH or not self._rows_of(reader.result):
-                continue
-            product.target, product.adds = reader.target, True
-            product.operands = (*product.operands[:2], reader.result)  # which the copy has to write first
-            where = self.items.index(reader)
-            self.items[where] = Item(None, (addend,), reader.result, reader.target, reader.result.shape)
-            self.items.remove(product)
-            self.items.insert(where, product)
-
-    def _inline(self) -> None:
-        """Leave out what is only read in parts, as the sums of all gates are: each reader computes its part itself."""
-        readers: dict[Value, list[tuple[Item, Value]]] = {}
-        for item in self.items:
-            for operand in item.operands:
-                if type(operand) is Value:
-                    readers.setdefault(self._place(operand).base, []).append((item, operand))
-        for item in reversed(self.items):
-            base = item.target.base
-            if item.op is None or item.space is None or base is not item.result or self.stores[base].kind != SCRATCH:
-                continue
-            if item.op.rule.name == "gather":
-                continue
-            parts: dict[Place, int] = {}
-            for reader, operand in readers.get(base, ()):
-                inside = reader in self.inlined.values() and operand is base
-                if reader.space is None or not (inside or operand is not base):
-                    break
-                if not inside:
-                    parts[self._place(operand)] = prod(operand.shape)
-            else:
-                if sum(parts.values()) <= prod(item.result.shape):
-                    self.inlined[base] = item
-        kept = set(self.inlined.values())
-        self.items = [item for item in self.items if item not in kept]
-
-    def _read_by(self, operands: Iterable[Any]) -> Iterator[Value]:
-        """The values that are read for ``operands``, those of what is computed on the way among them."""
-        for operand in operands:
-            if type(operand) is Value:
-                within_it = self.inlined.get(self._place(operand).base)
-                if within_it is None:
-                    yield operand
-                else:
-                    yield from self._read_by(within_it.operands)
-
-    def _rows_of(self, value: Value) -> bool:
-        """Whether a matrix lies row by row."""
-        lines = self._place(value).lines
-        return (
-            len(lines) == 2
-            and lines[0] == Line(0, ((0, 1),) if value.shape[0] != 1 else lines[0].terms)
-            and (lines[1].terms == ((1, 1),) or value.shape[1] == 1)
-        )
-
-    def _rows_apart(self) -> bool:
-        """Whether no item mixes rows."""
-        if self.rows == 1:
-            return False
-        row = Line(0, ((0, 1),))
-        for item in self.items:
-            place = item.target
-            values = [item.result, *[o for o in item.operands if type(o) is Value and not self._constant(o)]]
-            values += [o for o in self._read_by(item.operands) if not self._constant(o)]
-            for value in values:
-                place = item.target if value is item.result else self._place(value)
-                if value.ndim != item.result.ndim and not (item.op and item.op.rule.name in (*REDUCTIONS, "gather")):
-                    return False
-                if not value.ndim or value.shape[0] != self.rows or place.lines[0] != row:
-                    return False
-                if any(axis == 0 for line in place.lines[1:] for axis, _ in line.terms):
-                    return False
-            if item.op and item.op.rule.name in REDUCTIONS and 0 in _reduced(item.op):
-                return False
-        return True
-
-    def _constant(self, value: Value) -> bool:
-        return self.stores[self._place(value).base].kind == CONSTANT
-
-    def _arrange(self) -> None:
-        """Give each item a level, so that those of one level and space can share a loop.
-
-        At each level what is no loop over elements comes first.
-        """
-        ready: dict[Value, tuple[int, bool]] = {}  # by memory: the level of its last writer, and whether it was a loop
-        makers: dict[Value, Item] = {}
-        readers: dict[Item, list[tuple[Item, bool]]] = {item: [] for item in self.items}
-        writers: dict[Value, list[Item]] = {}
-        for item in self.items:
-            own = {operand for operand in item.operands if type(operand) is Value}
-            for operand in self._read_by(item.operands):
-                maker = makers.get(operand)
-                direct = operand in own and maker is not None and maker.space is not None and maker.space == item.space
-                if maker is not None and direct:
-                    item.level = max(item.level, maker.level)
-                    readers[maker].append((item, True))
-                    continue
-                base = self._place(operand).base
-                if base in ready:
-                    level, looped = ready[base]
-                    item.level = max(item.level, level + (looped or item.space is None))
-                for writer in writers.get(base, ()):
-                    readers[writer].append((item, False))
-            base = item.target.base
-            level, looped = ready.get(base, (0, False))
-            ready[base] = max((level, looped), (item.level, item.space is not None))
-            writers.setdefault(base, []).append(item)
-            if item.op is not None:
-                makers[item.result] = item
-        for item in reversed(self.items):  # as late as can be, so that more share a loop
-            later = [
-                reader.level if direct or item.space is None else reader.level - 1 for reader, direct in readers[item]
-            ]
-            if item.space is not None and later:
-                item.level = max(item.level, min(later))
-        self.read = {
-            item for item in self.items if any(not direct or item.level != r.level for r, direct in readers[item])
-        }
-
-    # -- the source
 
     def generated(self) -> Source:
         """The source."""
@@ -384,7 +68,8 @@ class Generator:
             if item in done:
                 continue
             if item.space is None:
-                body += self._matmul(item) if item.op and item.op.rule.name == "matmul" else self._reduction(item)
+                summed = item.op in self.sums
+                body += self._sum(item) if summed else self._matmul(item) if packs(item.op) else self._reduction(item)
                 continue
             group = [other for other in order if other.level == item.level and other.space == item.space]
             done.update(group)
@@ -485,8 +170,9 @@ class Generator:
         known: dict[Value, str] = {}
         for item in group:
             if item.op is None:
-                (operand,) = item.operands
-                text = self._read(operand, known, indices)
+                operand = item.operands[0]
+                number = type(operand) is not Value
+                text = self._number(operand, item.result.dtype.name) if number else self._read(operand, known, indices)
                 lines.append(f"{pad}{self._element(item.target, item.result.shape, indices)} = {text}")
                 continue
             known[item.result] = f"{item.result.name or item.op.rule.name}{len(known)}"
@@ -559,12 +245,36 @@ class Generator:
             f"multiply_add({left}, {packed}, product)",
         ]
 
+    def _sum(self, item: Item) -> list[str]:
+        """A product whose right operand cannot be packed, by loops over letters."""
+        assert item.op is not None
+        letters, result = self.sums[item.op]
+        sizes: dict[str, int] = {}
+        for part, operand in zip(letters, item.operands, strict=True):
+            for letter, n in zip(part, operand.shape, strict=True):
+                sizes[letter] = n if sizes.get(letter, 1) == 1 else sizes[letter]
+        lines, indices = self._headers(item.result.shape)
+        known = dict(zip(result, indices, strict=True))
+        pad = inner = "    " * len(lines)
+        lines.append(f"{pad}total = {self._number(0.0, item.result.dtype.name)}")
+        for letter in sizes:
+            if letter not in known:
+                known[letter] = f"r_{letter}"
+                lines.append(f"{inner}for r_{letter} in range({self._size(sizes[letter])}):")
+                inner += "    "
+        factors = [
+            self._element(self._place(operand), operand.shape, [known[letter] for letter in part])
+            for part, operand in zip(letters, item.operands, strict=True)
+        ]
+        lines.append(f"{inner}total += {' * '.join(factors)}")
+        return [*lines, f"{pad}{self._element(item.target, item.result.shape, indices)} = total"]
+
     def _reduction(self, item: Item) -> list[str]:
         op = item.op
         assert op is not None
         (x,) = op.inputs
         name, dtype = op.rule.name, item.result.dtype.name
-        reduced = _reduced(op)
+        reduced = reduced_axes(op)
         shape = tuple([1 if axis in reduced else n for axis, n in enumerate(x.shape)])
         lines, indices = self._headers(shape)
         pad = "    " * len(lines)
@@ -585,16 +295,3 @@ class Generator:
         kept = indices if item.result.ndim == x.ndim else [i for axis, i in enumerate(indices) if axis not in reduced]
         lines.append(f"{pad}{self._element(item.target, item.result.shape, kept)} = {result}")
         return lines
-
-
-def _reduced(op: Op) -> tuple[int, ...]:
-    return axes_of(dict(zip(op.rule.params, op.params, strict=True))["axis"], op.operands[0].ndim)
-
-
-def _straight(line: Line) -> bool:
-    return len(line.terms) <= 1 and all(multiple == 1 for _, multiple in line.terms)
-
-
-def _no_code(op: Op) -> Unrecordable:
-    shapes = ", ".join([str(o.shape) if type(o) is Value else repr(o) for o in op.operands])
-    return Unrecordable(f"the numba engine has no code for {op.rule.name} of {shapes} in the loop")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,11 @@ def of_operands(op: Op) -> list[tuple[Line, ...] | None]:
     return [_lines(where[part], result.shape) for part in numbered]
 
 
+def of_region(shape: tuple[int, ...], index: tuple[Any, ...]) -> tuple[Line, ...] | None:
+    """Where what an index picks is in a value of ``shape``."""
+    return _lines(np.asarray(np.arange(prod(shape)).reshape(shape)[index]), shape)
+
+
 def _forward(op: Op, arrays: list[Any]) -> list[Any]:
     params = dict(zip(op.rule.params, op.params, strict=True))
     results = op.rule.forward(NUMPY, *arrays, **params)
@@ -85,7 +91,7 @@ def _forward(op: Op, arrays: list[Any]) -> list[Any]:
 
 
 def _size(value: Value) -> int:
-    return int(np.prod(value.shape, dtype=np.int64))
+    return prod(value.shape)
 
 
 def _lines(numbers: np.ndarray[Any, Any], shape: tuple[int, ...]) -> tuple[Line, ...] | None:

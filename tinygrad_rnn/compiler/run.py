@@ -209,10 +209,11 @@ def over(
     first = 0
     wrapped: list[list[Tensor]] = []
     for group, active in zip(results, plan.active, strict=True):
-        wrapped.append([_selected(node, array, first + i, count, active[i]) for i, array in enumerate(group)])
+        shown = group[:size] if group is results[0] else group  # what is saved is nobody else's
+        wrapped.append([_selected(node, array, first + i, count, active[i]) for i, array in enumerate(shown)])
         first += len(group)
     ys, last, totals = wrapped
-    return ys[:size], last, totals
+    return ys, last, totals
 
 
 def _selected(node: tape.Node, array: Any, position: int, count: int, active: bool) -> Tensor:

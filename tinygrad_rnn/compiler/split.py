@@ -54,8 +54,16 @@ class Split:
         How each of the step's totals is found in the end.
     """
 
-    def __init__(self, step: Step, fuses: bool) -> None:
-        """``fuses``: whether the engine fuses operations, so that cheap ones had better stay in the loop."""
+    def __init__(self, step: Step, fuses: bool, apart: bool = True) -> None:
+        """Part a step.
+
+        Parameters
+        ----------
+        fuses
+            Whether the engine fuses operations, so that cheap ones had better stay in the loop.
+        apart
+            Whether anything that is not the same at every step may leave the loop; a single step has nothing to gain.
+        """
         self.step = step
         ops = step.pruned()
         self.level: dict[Value, int] = dict.fromkeys(step.consts, SAME)
@@ -67,7 +75,8 @@ class Split:
         for op in ops:
             level = max([self.level[value] for value in op.inputs], default=SAME)
             if level != SAME:
-                how = op.rule.over_time and op.rule.over_time(op.rule, op.params, _forms(op), self._timed(op))
+                rule = op.rule
+                how = rule.over_time(rule, op.params, _forms(op), self._timed(op)) if apart and rule.over_time else None
                 if how is None:
                     level = CARRIED
                 else:

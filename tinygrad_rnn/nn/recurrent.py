@@ -134,17 +134,18 @@ class Recurrent(Module):
         if self.batch_first:
             h = swapaxes(h, 0, 1)
             reset = None if reset is None else np.swapaxes(on_host(reset), 0, 1)
-        fresh = self._fresh(h.shape[1])
-        if state is not None:
-            _alike(fresh, state, "got")
-        given = fresh if state is None else state
+        layers = [*self._layers()]
+        if state is None:  # each cell begins with its own
+            given = [(None,) * len(cells) for cells in layers]
+        else:
+            _alike(self._fresh(h.shape[1]), state, "got")
+            given = [part if self.bidirectional else (part,) for part in (state if self.stacked else [state])]
         states: Any = []
         shown: Any = []
         options = {"lengths": lengths, "reset": reset, "expose": expose}
-        for layer, (cells, before) in enumerate(zip(self._layers(), given if self.stacked else [given], strict=True)):
+        for layer, (cells, directions) in enumerate(zip(layers, given, strict=True)):
             if layer:
                 h = F.dropout(h, self.dropout, self.training, self.generator)
-            directions = before if self.bidirectional else (before,)
             runs = [
                 scan(cell, h, start, reverse=bool(i), **options)
                 for i, (cell, start) in enumerate(zip(cells, directions, strict=True))
@@ -203,19 +204,20 @@ class _Face(Recurrent):
                 cells.append(cell)
         self.hidden_size = cells[0].hidden_size
         self._patterns = tuple(cells)  # in a tuple, so that their parameters are not listed again
+        self._learned = [[name for name, _ in cell.named_parameters()] for cell in cells]
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"] if self.bidirectional else [f"_l{layer}"]
 
     def _layers(self) -> Iterator[tuple[Any, ...]]:
-        patterns = iter(self._patterns)
+        patterns = zip(self._patterns, self._learned, strict=True)
+        own = vars(self)
         for layer in range(self.num_layers):
             cells = []
             for suffix in self._suffixes(layer):
-                cell = copy.copy(next(patterns))
-                for name in list(vars(cell)):
-                    if hasattr(self, name + suffix):
-                        vars(cell)[name] = getattr(self, name + suffix)
+                pattern, names = next(patterns)
+                cell = copy.copy(pattern)
+                vars(cell).update({name: own[name + suffix] for name in names})
                 cells.append(cell)
             yield tuple(cells)
 
@@ -226,7 +228,7 @@ class _Face(Recurrent):
     def _packed(self, states: list[Any]) -> Any:
         """PyTorch's layout: each part of the state as (layers * directions, B, features)."""
         flat = [state for layer in states for state in (layer if self.bidirectional else [layer])]
-        return map_nest(lambda *parts: stack(parts), *flat)
+        return map_nest(lambda *parts: stack(parts) if len(parts) > 1 else expand_dims(parts[0], 0), *flat)
 
     def _unpacked(self, state: Any) -> list[Any]:
         parts = map_nest(unstack, state)

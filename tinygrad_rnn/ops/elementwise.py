@@ -288,12 +288,14 @@ def to_backend(x: Tensor, backend: str) -> Tensor:
     return _to_backend(x, backend, x.backend)
 
 
+@scalar("a // b")
 @operation(ELEMENTWISE)
 def floor_divide(F: Any, a: Operand, b: Operand, /) -> Array:
     """Quotient rounded down; has no gradient."""
     return F.floor_divide(a, b)
 
 
+@scalar("a % b")
 @operation(ELEMENTWISE)
 def remainder(F: Any, a: Operand, b: Operand, /) -> Array:
     """``a - b * floor(a / b)``; has no gradient."""
