@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
@@ -75,15 +75,3 @@ def _compiles_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tests that name no engine run scans by one that need not compile."""
     with nullcontext() if "engine" in request.fixturenames else tg.use_engine("array"):
         yield
-
-
-@pytest.fixture
-def fails(request: pytest.FixtureRequest, engine: str) -> Callable[[str], None]:
-    """To be called with the reason why a test fails on the compiled engines, and on them alone."""
-
-    def mark(reason: str) -> None:
-        if engine != "unrolled":
-            errors = AssertionError, pytest.fail.Exception
-            request.applymarker(pytest.mark.xfail(strict=True, reason=reason, raises=errors))
-
-    return mark

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import cell_cases
@@ -15,6 +16,7 @@ from helpers import on_backend
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import nn
+from tinygrad_rnn.compiler import pure
 from tinygrad_rnn.nest import leaves, map_nest
 
 PAGE = Path(__file__).parent.parent / "docs" / "cells.md"
@@ -160,6 +162,7 @@ def test_first_and_second_derivatives(cell, option, backend, engine):
 
 
 def test_the_check_can_fail(monkeypatch, engine):
+    monkeypatch.setattr(pure, "_known", OrderedDict())  # what is remembered of pure cells holds the right sigmoid
     monkeypatch.setattr(tg.nn.cells, "sigmoid", lambda x: tg.scale_gradient(tg.sigmoid(x), 1.001))
     first, second = derivatives("GRU", "lengths")
     assert first > 1e-6

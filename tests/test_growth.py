@@ -60,7 +60,7 @@ def test_a_local_state_is_named(backend):
             optimizer.step()
     (warning,) = caught
     assert warning.category is optim.GraphGrowthWarning
-    assert "held by carried, a tensor of shape (1, 2, 3) made by 'stack'" in str(warning.message)
+    assert "held by carried, a tensor of shape (1, 2, 3) made by 'reshape'" in str(warning.message)
 
 
 @pytest.mark.parametrize("keep", ["nothing", "losses", "numbers", "detached", "a graph"])

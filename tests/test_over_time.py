@@ -42,12 +42,13 @@ DECLINED = {
     "to_backend": {"copies to another backend"},
     "roll": {"of all axes as one"},
     "gather": {"array axes come first", "a mask", "arrays of unlike numbers of axes", "an array is not first"},
-    "place": {"a mask", "arrays of unlike numbers of axes", "an array is not first"}
+    "place": {"array axes come first", "a mask", "arrays of unlike numbers of axes", "an array is not first"}
     | {"total: no arrays", "total: an operand without time"},
     "matmul": {"total: an operand without time", "total: unlike leading axes"},
 }
-# Linear, but declared as nothing: their totals are never asked for, or as quickly found otherwise.
-LINEAR_BUT_UNDECLARED = {("to_backend", "x"), ("zeros_like", "x")}
+# Linear, but declared as nothing: their totals are never asked for, or as quickly found otherwise; or would be added up
+# in float32 before they are widened, which rounds more (astype).
+LINEAR_BUT_UNDECLARED = {("to_backend", "x"), ("zeros_like", "x"), ("astype", "x")}
 # Not declared as views, since they share memory in some calls only.
 SHARES_SOMETIMES = {"astype", "einsum"}
 
@@ -238,7 +239,7 @@ def reason(call: Call, timed: Sequence[bool], total: bool = False) -> str | None
         return None
     advanced = [i for i, item in enumerate(call.params[-1]) if item is HOLE or type(item) is int]
     apart = advanced[-1] - advanced[0] >= len(advanced)
-    if name == "gather" and not any(timed[1:]):
+    if not any(timed[1:]):
         return "array axes come first" if apart else None
     if any(x.dtype == bool for x in arrays):
         return "a mask"

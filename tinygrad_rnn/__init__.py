@@ -7,6 +7,7 @@ from tinygrad_rnn.anomaly import AnomalyError, detect_anomaly
 from tinygrad_rnn.backend import get_backend, set_backend, use_backend
 from tinygrad_rnn.checkpoint import CheckpointError, load, save
 from tinygrad_rnn.checks import GradientError, gradcheck, gradgradcheck
+from tinygrad_rnn.compiler.stream import compile_step
 from tinygrad_rnn.gradients import grad
 from tinygrad_rnn.ledger import gradient_ledger
 from tinygrad_rnn.nest import detach
@@ -29,6 +30,7 @@ __all__ = [
     "Generator",
     "GradientError",
     "Tensor",
+    "compile_step",
     "data",
     "detach",
     "detect_anomaly",

@@ -10,6 +10,8 @@ from tinygrad_rnn.tensor import Tensor
 
 def leaves(nest: Any, where: str = "") -> list[tuple[str, Any]]:
     """What ``nest`` holds, in order, each with its place in it, such as ``[0]['h']``."""
+    if isinstance(nest, Tensor):
+        return [(where, nest)]
     if isinstance(nest, (tuple, list)):
         return [leaf for i, part in enumerate(nest) for leaf in leaves(part, f"{where}[{i}]")]
     if isinstance(nest, Mapping):
@@ -25,9 +27,9 @@ def map_nest(function: Callable[..., Any], nest: Any, *others: Any) -> Any:
     TypeError
         If one of ``others`` is not built as ``nest`` is.
     """
-    if not isinstance(nest, (tuple, list, Mapping)):
+    if isinstance(nest, Tensor) or not isinstance(nest, (tuple, list, Mapping)):
         for other in others:
-            if isinstance(other, (tuple, list, Mapping)):
+            if not isinstance(other, Tensor) and isinstance(other, (tuple, list, Mapping)):
                 raise TypeError(f"the nests differ: {describe(nest)} and {describe(other)}")
         return function(nest, *others)
     for other in others:
@@ -46,6 +48,8 @@ def map_nest(function: Callable[..., Any], nest: Any, *others: Any) -> Any:
 
 def form(nest: Any) -> Any:
     """Equal for nests that are built alike, whatever they hold."""
+    if isinstance(nest, Tensor):
+        return None
     if isinstance(nest, (tuple, list)):
         return type(nest), tuple([form(part) for part in nest])
     if isinstance(nest, Mapping):

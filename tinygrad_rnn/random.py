@@ -41,12 +41,18 @@ class Generator:
 
     def next_key(self) -> tuple[int, int]:
         """The key of the next draw; a backend makes numbers of it."""
+        listener = _drawn.get()
+        if listener is not None:
+            listener(self, None, None)
+        return self._next_key()
+
+    def _next_key(self) -> tuple[int, int]:
         self.counter += 1
         return self.seed, self.counter
 
     def _draw(self, make: Callable[[tuple[int, int]], Tensor]) -> Tensor:
         """``make`` with the next key, told to who records the draws of a step."""
-        drawn = make(self.next_key())
+        drawn = make(self._next_key())
         listener = _drawn.get()
         if listener is not None:
             listener(self, make, drawn)

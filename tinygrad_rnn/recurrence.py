@@ -20,6 +20,7 @@ from tinygrad_rnn.compiler.explain import Plan, planned
 from tinygrad_rnn.compiler.pure import kind_of, remember, remembered
 from tinygrad_rnn.compiler.record import Check, Recording, Unrecordable, draw_all, record
 from tinygrad_rnn.compiler.run import over
+from tinygrad_rnn.compiler.segments import check
 from tinygrad_rnn.nest import describe, form, leaves, map_nest
 from tinygrad_rnn.ops import pad, reshape, stack, unstack, where
 from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
@@ -73,6 +74,7 @@ def scan(
     lengths: Any = None,
     reset: Any = None,
     expose: Sequence[str] = (),
+    recompute: str | int | None = None,
     engine: str = "auto",
 ) -> Any:
     """Call ``cell`` at each step of a sequence, handing its state on; backprop through this loop is BPTT.
@@ -97,6 +99,10 @@ def scan(
         row starts again from ``cell.init_state(B)``, or from ``state`` if the cell has no ``init_state``.
     expose
         Names of values that the cell shows by `expose`, wanted at each step.
+    recompute
+        For less memory: an int k keeps for the gradient only every k-th state, and goes through each k steps once more
+        when backward comes to them; "sqrt" chooses k, about the square root of T. Outputs and states keep their bits,
+        gradients agree to rounding. A plain loop cannot do it; ``create_graph=True`` needs the memory all the same.
 
     Returns
     -------
@@ -110,10 +116,11 @@ def scan(
     Raises
     ------
     ValueError, TypeError
-        If a shape, a length or a dtype is wrong, or the cell returns a state unlike the one that it was given.
+        If an argument is wrong, or the cell returns a state unlike the one that it was given.
     """
+    check(recompute, engine)
     run = _prepared(cell, xs, state, reverse, lengths, reset, expose)
-    ys, state, exposed = run.by(engine)
+    ys, state, exposed = run.by(engine, recompute)
     if run.real is not None:
         real = run.real
         ys, exposed = map_nest(lambda leaf: real.choose(leaf, 0), (ys, exposed))
@@ -195,7 +202,7 @@ class _Run:
     reverse: bool
     expose: tuple[str, ...]
 
-    def by(self, engine: str) -> tuple[Any, Any, Any]:
+    def by(self, engine: str, recompute: str | int | None) -> tuple[Any, Any, Any]:
         """Outputs, last state and exposed values."""
         if engine == "auto":
             engine = _engine.get()
@@ -205,15 +212,18 @@ class _Run:
             return self.unrolled()
         for name in _candidates(self.xs) if engine == "auto" else (engine,):
             try:
-                return self.unrolled() if name == "unrolled" else self.compiled(_engine_named(name))
+                return self.unrolled() if name == "unrolled" else self.compiled(_engine_named(name), recompute)
             except Unrecordable as reason:
                 if engine != "auto":
                     raise TypeError(f"engine {engine!r} cannot run this cell: {reason}") from None
-                warnings.warn(f"scan cannot run this cell by the {name} engine, which is fast: {reason}", stacklevel=4)
+                good = "is fast" if recompute is None else "is fast and can recompute"
+                warnings.warn(f"scan cannot run this cell by the {name} engine, which {good}: {reason}", stacklevel=4)
         raise AssertionError("a loop in Python can run any cell")
 
     def planned(self, engine: str) -> Plan:
         """What the first engine that can run it would do."""
+        if engine == "unrolled":
+            raise ValueError("engine 'unrolled' is the plain loop, of which there is no plan")
         reasons = []
         for name in _candidates(self.xs) if engine == "auto" else (engine,):
             if name == "unrolled":
@@ -249,7 +259,7 @@ class _Run:
         ys, exposed = map_nest(lambda *parts: stack(parts), *results)
         return ys, state, exposed
 
-    def compiled(self, engine: Any) -> tuple[Any, Any, Any]:
+    def compiled(self, engine: Any, recompute: str | int | None) -> tuple[Any, Any, Any]:
         """One step recorded, and run over the sequence by an engine."""
         xs, state = self._flat()
         kind = kind_of(self.step)
@@ -267,7 +277,10 @@ class _Run:
                 remember(key, recording, kind[1], shown)
             step, consts, checks = recording.step, recording.consts, recording.checks
             drawn = draw_all(recording, self.reached, self.reverse)
-        outs, last, _ = over(_backend(xs[0]), step, engine, self.reached, self.reverse, [*xs, *drawn], state, consts)
+        if notes and recompute is not None:  # these will write to what the cell reads, and is to read again
+            consts = [const if const.requires_grad else _wrap(const._data.copy()) for const in consts]
+        F, xs = _backend(xs[0]), [*xs, *drawn]
+        outs, last, _ = over(F, step, engine, self.reached, self.reverse, xs, state, consts, recompute)
         remaining, parts = iter(outs), iter(last)
         ys, exposed = map_nest(lambda _: next(remaining), shown)
         noted = [(commit, [unstack(next(remaining)) for _ in tensors]) for commit, tensors in notes]

@@ -18,6 +18,7 @@ from tinygrad_rnn.compiler.split import Run, Split
 from tinygrad_rnn.compiler.step import Op, Value
 
 FUSES = False
+ROWS_APART = False  # whether a row of a product has the same bits among any other rows
 
 
 def backend(F: Any) -> Any:

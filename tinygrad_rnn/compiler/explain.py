@@ -20,9 +20,9 @@ class Direction:
 
     Attributes
     ----------
-    same, before, loop, after
-        Lines of text: what is done once, for all steps at once before the loop, at each step, and for all steps at once
-        after it.
+    same, before, loop, after, summed
+        Lines of text: what is done once, for all steps at once before the loop, at each step, for all steps at once
+        after it, and once for the sum over all steps.
     products
         Multiplications and additions of matrix products for a step, in the loop and outside of it.
     source
@@ -33,6 +33,7 @@ class Direction:
     before: list[str]
     loop: list[str]
     after: list[str]
+    summed: list[str]
     products: tuple[int, int]
     source: str
 
@@ -69,6 +70,7 @@ class Plan:
                 ("for all steps at once, before the loop", way.before),
                 ("at each step, since the next state depends on it", way.loop),
                 ("for all steps at once, after the loop", way.after),
+                ("once, as sums over all steps", way.summed),
             ):
                 if work:
                     lines += [f"  {when}:", *[f"    {line}" for line in work]]
@@ -94,13 +96,15 @@ def planned(step: Step, name: str, engine: Any, groups: Sequence[Sequence[Tensor
 def _direction(program: Program) -> Direction:
     split = program.split
     before, after = [op for op, _ in split.before], [op for op, _ in split.after]
-    outside = before + after + [op for value in split.step.totals if (op := value.op) and op not in split.loop]
+    placed = {*split.same, *before, *split.loop, *after}
+    summed = [op for op in split.step.pruned() if op not in placed]
     return Direction(
         _lines(split.same),
         _lines(before),
         _lines(split.loop),
         _lines(after),
-        (_flops(split.loop), _flops(dict.fromkeys(outside))),
+        _lines(summed),
+        (_flops(split.loop), _flops([*before, *after, *summed])),
         program.loop.source,
     )
 

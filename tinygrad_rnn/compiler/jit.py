@@ -20,15 +20,16 @@ from numba.core.compiler import Compiler
 
 from tinygrad_rnn.backend import NUMPY
 from tinygrad_rnn.compiler.cache import module_of
-from tinygrad_rnn.compiler.layout import AFTER, BEFORE, SCRATCH, STACK
+from tinygrad_rnn.compiler.layout import CONSTANT, SCRATCH, STACK, STREAM
 from tinygrad_rnn.compiler.loops import Generator
-from tinygrad_rnn.compiler.product import aligned, multiply_add, pack, packed_size
+from tinygrad_rnn.compiler.product import BYTES, multiply_add, pack, product
 from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS
 from tinygrad_rnn.compiler.split import Run, Split
 from tinygrad_rnn.threads import blas_limited, get_num_threads, run_shards
 
 FUSES = True
+ROWS_APART = True  # the rows of its products have the same bits among any other rows
 LEAST_WORK = 1 << 20  # multiplications of a run that are worth a second thread
 
 
@@ -98,29 +99,22 @@ def _called() -> str:
 
 
 class _Host(type(NUMPY)):  # type: ignore[misc]
-    """NumPy, with matrix products shared out over our threads.
+    """NumPy, with matrix products by our own kernel, shared out over our threads.
 
-    BLAS is held to one thread meanwhile: its own would go on spinning after each product, on the cores that the loop
-    needs. Products are parted in the same way however many threads there are, so that the bits are the same.
+    A row of a product has the same bits in any share. What is left to BLAS it does by one thread: its own would go on
+    spinning after each product, on the cores that the loop needs.
     """
-
-    LEAST = 1 << 21  # multiplications; below that it is not worth while
 
     def __init__(self) -> None:
         super().__init__()
         self.matmul = self._matmul
 
     def _matmul(self, a: Any, b: Any) -> Any:
-        if a.ndim != 2 or b.ndim != 2 or a.size * b.shape[1] < self.LEAST:
+        if not (a.ndim == b.ndim == 2 and a.dtype == b.dtype and a.dtype in (np.float32, np.float64)):
             return np.matmul(a, b)
-        rows, columns = a.shape[0], b.shape[1]
-        out = np.empty((rows, columns), np.result_type(a, b))
-        if rows >= columns:
-            cuts = _cuts(rows, 4)
-            shards = [(a[i:j], b, out[i:j]) for i, j in cuts]
-        else:
-            shards = [(a, b[:, i:j], out[:, i:j]) for i, j in _cuts(columns, 4)]
-        run_shards(np.matmul, shards)
+        out = np.empty((a.shape[0], b.shape[1]), a.dtype)
+        shares = get_num_threads() if a.size * b.shape[1] > LEAST_WORK else 1
+        run_shards(product, [(a[i:j], b, out[i:j]) for i, j in _cuts(len(a), shares)])
         return out
 
 
@@ -162,8 +156,9 @@ class Memory:
 
 def packed_weight(weight: Any) -> Any:
     """A weight in the order in which ``multiply_add`` reads it."""
-    size: Any = packed_size
-    result = aligned(size(*weight.shape, weight.itemsize), weight.dtype)
+    rows, columns = weight.shape
+    lanes = BYTES // weight.itemsize
+    result = Memory().array((rows * lanes * -(-columns // lanes),), weight.dtype)
     pack(weight, result)
     return result
 
@@ -173,36 +168,42 @@ class Loop:
 
     def __init__(self, split: Split) -> None:
         self.split = split
-        self.code = Generator(split).generated()
-        self.source = self.code.text
-        self.numbers = [np.dtype(dtype).type(number) for number, dtype in self.code.numbers]
+        self.code = code = Generator(split).generated()
+        self.source = code.text
+        self.constants = [*[np.dtype(dtype).type(number) for number, dtype in code.numbers], *code.sizes]
+        # What each argument is: where its memory comes from, and of which part of the state it is, which comes once.
+        slots = {
+            (store.part if store.part >= 0 else value): (store.kind, value, store)
+            for value, store in code.memory.items()
+        }
+        self.slots = list(slots.values())
 
     def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
         """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""
-        code, steps = self.code, run.steps
-        states: dict[int, Any] = {}
-        arguments: list[Any] = []
+        code, steps, values = self.code, run.steps, run.values
         memory = Memory()
-        for value, store in code.memory.items():
-            if store.kind in (BEFORE, AFTER):
-                if store.part not in states:
-                    arguments.append(memory.array((steps + 1 if store.kept else 2, *value.shape), value.dtype))
-                    states[store.part] = arguments[-1]
-                    arguments[-1][steps if reverse and store.kept else 0] = carry[store.part]
-            elif store.kind == STACK:
-                run.values[value] = memory.array((steps, *value.shape), value.dtype)
-                arguments.append(run.values[value])
-            elif store.kind == SCRATCH:
-                arguments.append(memory.array(value.shape, value.dtype))
+        arguments: list[Any] = []
+        states: dict[int, Any] = {}
+        for kind, value, store in self.slots:
+            if kind in (STREAM, CONSTANT):
+                array = np.asarray(values[value], order="C")
+            elif kind == STACK:
+                array = values[value] = memory.array((steps, *value.shape), value.dtype)
+            elif kind == SCRATCH:
+                array = memory.array(value.shape, value.dtype)
             else:
-                arguments.append(np.asarray(run[value], order="C"))
-        arguments += [packed_weight(run[value]) for value in code.packed]
+                array = memory.array((steps + 1 if store.kept else 2, *value.shape), value.dtype)
+                array[steps if reverse and store.kept else 0] = carry[store.part]
+                states[store.part] = array
+            arguments.append(array)
+        arguments += [packed_weight(values[value]) for value in code.packed]
+        arguments += self.constants
         loop = _compiled(code.text)
-        shards = get_num_threads() if code.rows and steps * code.rows * code.work > LEAST_WORK else 1
-        run_shards(
-            lambda b0, b1: loop(steps, reverse, b0, b1, *arguments, *self.numbers, *code.sizes),
-            _cuts(code.rows, shards) if code.rows else [(0, 0)],
-        )
+        if code.rows and steps * code.rows * code.work > LEAST_WORK:
+            shards = _cuts(code.rows, get_num_threads())
+            run_shards(lambda b0, b1: loop(steps, reverse, b0, b1, *arguments), shards)
+        else:
+            loop(steps, reverse, 0, code.rows, *arguments)
         return [self._last(run, reverse, k, states[k]) for k in range(len(carry))]
 
     def _last(self, run: Run, reverse: bool, k: int, memory: Any) -> Any:

@@ -43,6 +43,9 @@ else:
 ROWS = 6
 # Each addition waits for the one before it in its sum: a row alone needs eight sums to keep the processor busy.
 VECTORS_OF_ONE_ROW = 8
+# How much of K is packed at a time, and the rows of A that it is then multiplied by while they are at hand.
+DEPTH = 256
+HEIGHT = 96
 # The rows of B that are packed together, so that a line of the cache is read while its page is at hand.
 TILE = 32
 
@@ -107,7 +110,7 @@ def multiply_add(A: Any, packed: Any, C: Any) -> None:
     Parameters
     ----------
     A, C
-        (M, K) and (M, N), contiguous along their rows. They must not overlap.
+        (M, K) and (M, N), which is contiguous along its rows. They must not overlap.
     packed
         What ``pack`` made of B, which is (K, N). All three are float32, or all float64.
     """
@@ -117,8 +120,8 @@ def multiply_add(A: Any, packed: Any, C: Any) -> None:
     lanes = BYTES // itemsize
     if C.shape[0] != M or packed.size != packed_size(K, N, itemsize):
         raise ValueError("the shapes of A, packed and C do not fit each other")
-    if (K > 1 and A.strides[1] != itemsize) or (N > 1 and C.strides[1] != itemsize):
-        raise ValueError("the rows of A and C must be contiguous")
+    if N > 1 and C.strides[1] != itemsize:
+        raise ValueError("the rows of C must be contiguous")
     vectors = VECTORS if M > 1 else VECTORS_OF_ONE_ROW
     n = 0
     while n < N:
@@ -130,10 +133,39 @@ def multiply_add(A: Any, packed: Any, C: Any) -> None:
             a = A.ctypes.data + m * A.strides[0]
             b = packed.ctypes.data + n * itemsize * K
             c = C.ctypes.data + m * C.strides[0] + n * itemsize
-            place = (a, A.strides[0], b, K, c, C.strides[0], (N - n) * itemsize)
+            place = (a, A.strides[0], A.strides[1], b, K, c, C.strides[0], (N - n) * itemsize)
             _block(A, packed, C, rows, vectors, place)
             m += rows
         n += vectors * lanes
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def product(A: Any, B: Any, C: Any) -> None:
+    """``C = A @ B`` where neither is used again: B is packed on the way, so much at a time as stays in the cache.
+
+    Sums over so much of K are added up, rather than all products one by one, which rounds less.
+
+    Parameters
+    ----------
+    A, B, C
+        (M, K), (K, N) and (M, N); C is contiguous along its rows. All three are float32, or all float64.
+    """
+    M, K = A.shape
+    N = B.shape[1]
+    C[:, :] = 0
+    itemsize: int = _itemsize(C)  # type: ignore[call-arg]
+    part = np.empty((min(M, HEIGHT), N), C.dtype)
+    buffer = np.empty(packed_size(min(K, DEPTH), N, itemsize) + 64, C.dtype)
+    start = (-buffer.ctypes.data % 64) // itemsize
+    for k in range(0, K, DEPTH):
+        depth = min(DEPTH, K - k)
+        packed = buffer[start : start + packed_size(depth, N, itemsize)]
+        pack(B[k : k + depth], packed)
+        for m in range(0, M, HEIGHT):
+            sums = part[: min(HEIGHT, M - m)]
+            sums[:, :] = 0
+            multiply_add(A[m : m + HEIGHT, k : k + depth], packed, sums)
+            C[m : m + HEIGHT] += sums
 
 
 @intrinsic
@@ -146,7 +178,7 @@ def _block(typing: Any, A: Any, packed: Any, C: Any, rows: Any, vectors: Any, pl
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> ir.Value:
         rows, vectors, place = values[3:]
-        arguments = [builder.extract_value(place, i) for i in range(7)]
+        arguments = [builder.extract_value(place, i) for i in range(8)]
         after = builder.append_basic_block()
         choice = builder.switch(builder.add(builder.mul(rows, rows.type(16)), vectors), after)
         for r in range(1, ROWS + 1):
@@ -168,17 +200,18 @@ def _block(typing: Any, A: Any, packed: Any, C: Any, rows: Any, vectors: Any, pl
 def _kernel(module: ir.Module, real: ir.Type, itemsize: int, rows: int, vectors: int) -> ir.Function:
     """The function that adds A B to a block of this size; only a single vector may have fewer columns than lanes.
 
-    Its arguments are where A's first row is, and the bytes from one row to the next; where B's first panel is, and K;
-    where the block is, the bytes from one row of C to the next, and the bytes from the block's first column to C's end.
+    Its arguments are where A's first row is, and the bytes from one row and from one column to the next; where B's
+    first panel is, and K; where the block is, the bytes from one row of C to the next, and the bytes from the block's
+    first column to C's end.
     """
     lanes = BYTES // itemsize
     size, int32, vector = cgutils.intp_t, ir.IntType(32), ir.VectorType(real, lanes)
     address, truths = vector.as_pointer(), ir.VectorType(ir.IntType(1), lanes)
     name = module.get_unique_name(f"product_{rows}x{vectors}")
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [size] * 7), name)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [size] * 8), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
-    a, a_stride, b, depth, c, c_stride, left = function.args
+    a, a_stride, a_step, b, depth, c, c_stride, left = function.args
     builder = ir.IRBuilder(function.append_basic_block())
 
     def declare(name: str, result: ir.Type, *operands: ir.Type) -> ir.Function:
@@ -218,7 +251,7 @@ def _kernel(module: ir.Module, real: ir.Type, itemsize: int, rows: int, vectors:
     def step(k: ir.Value) -> None:
         lines = [load(add(panel, k, BYTES), vector) for panel in panels]
         for r, a_row in enumerate(a_rows):
-            element = spread(load(add(a_row, k, itemsize), real))
+            element = spread(load(builder.add(a_row, builder.mul(k, a_step)), real))
             for v, line in enumerate(lines):
                 total = builder.call(multiply_add, [element, line, builder.load(sums[r, v])])
                 builder.store(total, sums[r, v])

@@ -224,7 +224,9 @@ def _recorded(
     counters: dict[int, tuple[random.Generator, int, int]] = {}
     begun = tape.tick()
 
-    def drawn(generator: random.Generator, make: Callable[[tuple[int, int]], Tensor], tensor: Tensor) -> None:
+    def drawn(generator: random.Generator, make: Callable[[Any], Tensor] | None, tensor: Tensor | None) -> None:
+        if make is None or tensor is None:
+            raise Unrecordable("the cell takes keys from a generator by itself")
         _, before, seed = counters.setdefault(id(generator), (generator, generator.counter - 1, generator.seed))
         earlier = sum(draw.generator is generator for draw in draws)
         if generator.set_at > begun or (generator.seed, generator.counter) != (seed, before + earlier + 1):

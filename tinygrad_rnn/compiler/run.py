@@ -7,31 +7,48 @@ engine. When the gradient is itself to be recorded, the step backwards is run by
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from tinygrad_rnn import tape
 from tinygrad_rnn.compiler import array
 from tinygrad_rnn.compiler.derive import Backward, backward_of, cut, flowing
 from tinygrad_rnn.compiler.record import Unrecordable
-from tinygrad_rnn.compiler.split import CARRIED, SAME, Run, Split
+from tinygrad_rnn.compiler.segments import Segment, in_segments, parts, saving
+from tinygrad_rnn.compiler.split import CARRIED, SAME, Batched, Run, Split
 from tinygrad_rnn.compiler.step import Op, Step, Value
 from tinygrad_rnn.ops.rule import _check
 from tinygrad_rnn.tensor import Tensor, _wrap, as_tensor
 
 Arrays = list[Any]
 Flags = tuple[bool, ...]
+PRODUCTS = ("matmul", "einsum")
+ROWS, STEPS = 1024, 128  # so many rows in one product are enough for BLAS to be fast; but not more than so many steps
 
 
 class Program:
-    """A step that is ready to run over sequences."""
+    """A step that is ready to run over sequences.
 
-    def __init__(self, step: Step, engine: Any) -> None:
+    Attributes
+    ----------
+    stretch
+        For so many steps at once products outside of the loop are done: BLAS may round a row otherwise if it is one of
+        more rows, so that a part of a sequence has the bits of the whole if it begins where a stretch does. 1 stands
+        for any number, if bits do not matter or the engine's products have rows apart.
+    """
+
+    def __init__(self, step: Step, engine: Any, stretches: bool = False) -> None:
         self.step = step
         self.engine = engine
         self.split = Split(step, engine.FUSES)
         self.loop = engine.Loop(self.split)
+        outside = [op for op, _ in [*self.split.before, *self.split.after] if op.rule.name in PRODUCTS]
+        rows = min([prod(op.results[0].shape[:-1]) for op in outside], default=ROWS)
+        self.stretch = min(-(-ROWS // max(rows, 1)), STEPS) if stretches and not engine.ROWS_APART else 1
+        self._done_with = self._last_reads()
 
     def __call__(
         self, F: Any, steps: int, reverse: bool, xs: Arrays, carry: Arrays, consts: Arrays
@@ -50,13 +67,44 @@ class Program:
         for op in split.same:
             params = dict(zip(op.rule.params, op.params, strict=True))
             _store(run, op, op.rule.forward(F, *[run[operand] for operand in op.operands], **params))
-        for op, how in split.before:
-            _store(run, op, how(F, steps, *[run[operand] for operand in op.operands]))
+        self._over_time(run, split.before)
         last = self.loop(run, reverse, carry)
-        for op, how in split.after:
-            _store(run, op, how(F, steps, *[run[operand] for operand in op.operands]))
+        _forget(run, self._done_with[None])
+        self._over_time(run, split.after)
         totals = [_alike(F, total(run), value) for total, value in zip(split.totals, self.step.totals, strict=True)]
         return [self._output(run, value) for value in self.step.ys], [F.asarray(part).copy() for part in last], totals
+
+    def _over_time(self, run: Run, work: list[Batched]) -> None:
+        """Operations for all steps at once."""
+        for op, how in work:
+            _store(run, op, self._at_once(run, op, how))
+            _forget(run, self._done_with[op])
+
+    def _at_once(self, run: Run, op: Op, how: Callable[..., Any]) -> Any:
+        F, steps, level = run.F, run.steps, self.split.level
+        arrays = [run[operand] for operand in op.operands]
+        if op.rule.name not in PRODUCTS or not 1 < self.stretch < steps:
+            return how(F, steps, *arrays)
+        (value,) = op.results
+        timed = [type(operand) is Value and level[operand] != SAME for operand in op.operands]
+        result = F.empty((steps, *value.shape), dtype=value.dtype)
+        for part in parts(steps, self.stretch):
+            given = [x[part] if has else x for x, has in zip(arrays, timed, strict=True)]
+            result[part] = how(F, part.stop - part.start, *given)
+        return result
+
+    def _last_reads(self) -> dict[Op | None, list[Value]]:
+        """What nothing reads any more after each operation outside of the loop, and (None) after the loop."""
+        split, step = self.split, self.step
+        sources = [value.op.operands[0] for value in step.ys if value.op is not None]  # `_output` looks at them
+        read = {*step.ys, *split._leaves, *[source for source in sources if type(source) is Value]}
+        inside = [*step.following, *[value for op in split.loop for value in op.inputs]]
+        after, before = [[(op, op.inputs) for op, _ in work] for work in (split.after, split.before)]
+        done: dict[Op | None, list[Value]] = {}
+        for what, values in reversed([*before, (None, inside), *after]):
+            done[what] = [value for value in dict.fromkeys(values) if value not in read]
+            read.update(values)
+        return done
 
     def _output(self, run: Run, value: Value) -> Any:
         array = run[value]
@@ -74,6 +122,11 @@ class Program:
 def _store(run: Run, op: Op, results: Any) -> None:
     for value, result in zip(op.results, results if op.rule.several else (results,), strict=True):
         run.values[value] = _alike(run.F, result, value)
+
+
+def _forget(run: Run, values: list[Value]) -> None:
+    for value in values:
+        run.values.pop(value, None)
 
 
 def _alike(F: Any, array: Any, value: Value) -> Any:
@@ -109,7 +162,7 @@ class Compiled:
             groups = step.ys, step.following, step.totals
             self.active = [[value in passed for value in group] for group in groups]
         self.step = step
-        self.forward = Program(step, engine)
+        self.forward = Program(step, engine, True)
         if any(any(flags) for flags in asked):  # at once, so that an engine which has no code for it says so now
             ys = (True,) * self.size + (False,) * (len(step.ys) - self.size)
             last = tuple(self.active[1])
@@ -141,6 +194,11 @@ class Compiled:
         self._backward[ys, last, totals, asked] = Program(shorter, engine), backward
 
     @cached_property
+    def marking(self) -> Program:
+        """The program forwards that also gives the state before each step; all else has the bits of ``forward``."""
+        return Program(replace(self.step, ys=[*self.step.ys, *self.step.carry]), self.engine, True)
+
+    @cached_property
     def states(self) -> Program:
         """The program that gives the state before each step, where the steps backwards of higher order need it."""
         return Program(replace(self.step, ys=self.step.carry, totals=[]), self.engine)
@@ -164,8 +222,8 @@ def compiled(step: Step, engine: Any, asked: tuple[Flags, ...]) -> Compiled:
 
 
 @dataclass
-class _Kept:
-    """What a node of a scan keeps for its backward pass."""
+class Kept:
+    """What a node of a scan keeps for its backward pass: what was saved of all steps, or segments (in time order)."""
 
     F: Any
     compiled: Compiled
@@ -175,6 +233,13 @@ class _Kept:
     carry: list[Tensor]
     consts: list[Tensor]
     saved: Arrays
+    segments: list[Segment] | None
+
+    @property
+    def inputs(self) -> tuple[Arrays, Arrays, Arrays]:
+        """The arrays of inputs, initial state and constants."""
+        xs, carry, consts = [[tensor._data for tensor in group] for group in (self.xs, self.carry, self.consts)]
+        return xs, carry, consts
 
 
 def over(
@@ -186,18 +251,28 @@ def over(
     xs: list[Tensor],
     carry: list[Tensor],
     consts: list[Tensor],
+    recompute: int | str | None = None,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Run ``step`` over a sequence: its outputs at all steps, the last state, and the totals."""
+    """Run ``step`` over a sequence: its outputs at all steps, the last state, and the totals.
+
+    With ``recompute`` only some states are kept for the gradient, and what lies between is computed again; the step
+    must have no totals.
+    """
     recording = tape.MODE.get().recording
     groups = xs, carry, consts
     asked = tuple([tuple([recording and tensor.requires_grad for tensor in group]) for group in groups])
     plan = compiled(step, engine, asked)
-    results = plan.forward(F, steps, reverse, *[[tensor._data for tensor in group] for group in groups])
-    size = plan.size
+    kept = Kept(F, plan, steps, reverse, xs, carry, consts, [], None)
     if not any(any(flags) for flags in asked):
-        ys, last, totals = [[_wrap(array) for array in group] for group in results]
+        ys, last, totals = [
+            [_wrap(array) for array in group] for group in plan.forward(F, steps, reverse, *kept.inputs)
+        ]
         return ys, last, totals
-    kept = _Kept(F, plan, steps, reverse, xs, carry, consts, results[0][size:])
+    if recompute is None:
+        arrays = plan.forward(F, steps, reverse, *kept.inputs)
+        kept.saved = arrays[0][plan.size :]
+    else:
+        arrays = in_segments(kept, recompute)
     parents = [
         tensor if tensor._node is None else tensor._node
         for group, flags in zip(groups, asked, strict=True)
@@ -205,14 +280,13 @@ def over(
         if flag
     ]
     node = tape.record(SCAN, tuple(parents), _Plan(len(parents)), (kept,))
-    count = sum(map(len, results))
-    first = 0
-    wrapped: list[list[Tensor]] = []
-    for group, active in zip(results, plan.active, strict=True):
-        shown = group[:size] if group is results[0] else group  # what is saved is nobody else's
-        wrapped.append([_selected(node, array, first + i, count, active[i]) for i, array in enumerate(shown)])
-        first += len(group)
-    ys, last, totals = wrapped
+    results = arrays[0][: plan.size], *arrays[1:]  # what is saved is nobody else's
+    sizes = [len(group) for group in plan.active]
+    firsts = 0, sizes[0], sizes[0] + sizes[1]
+    ys, last, totals = [
+        [_selected(node, array, first + i, sum(sizes), active[i]) for i, array in enumerate(group)]
+        for group, first, active in zip(results, firsts, plan.active, strict=True)
+    ]
     return ys, last, totals
 
 
@@ -231,6 +305,10 @@ class _Scan:
     def pull(self, node: tape.Node, cotangents: Any, as_tensors: bool, asked: set[tape.Parent] | None) -> list[Any]:
         """For each parent of ``node`` its cotangent."""
         (kept,) = node.kept
+        if as_tensors and kept.segments is not None:
+            _check_all([*kept.xs, *kept.carry, *kept.consts], node)
+            kept = saving(kept)
+            node = tape.record(SCAN, node.parents, _Plan(len(node.parents)), (kept,))
         plan: Compiled = kept.compiled
         step = plan.step
         parents = iter(node.parents)
@@ -241,26 +319,27 @@ class _Scan:
         dys, dlast, dtotals = cotangents[: ends[0]], cotangents[ends[0] : ends[1]], cotangents[ends[1] :]
         ys, last, totals = [tuple([g is not None for g in group]) for group in (dys, dlast, dtotals)]
         program, backward = plan.backward(ys, last, totals, wanted)
-        values = self._values(node, kept, program.step, as_tensors)
-        first = len(step.xs) + len(step.carry)
-        values.update(zip(backward.step.xs[first:], [dys[i] for i in backward.ys], strict=True))
-        first = len(step.consts)
-        values.update(zip(backward.step.consts[first:], [dtotals[i] for i in backward.totals], strict=False))
         F = kept.F
-        blank = {value: F.asarray(array) for value, array in program.step.literals.items()}
+        values = {value: F.asarray(array) for value, array in program.step.literals.items()}
         carry = [
             F.zeros(value.shape, dtype=value.dtype) if dlast[i] is None else dlast[i]
             for i, value in zip(backward.carry, program.step.carry, strict=True)
         ]
         if as_tensors:
-            blank = {value: Tensor(array) for value, array in blank.items()}
+            values = {value: Tensor(array) for value, array in values.items()}
             carry = [as_tensor(part) for part in carry]
-        values |= blank
-        xs, consts = [[values[value] for value in group] for group in (program.step.xs, program.step.consts)]
+        first = len(step.consts)
+        values.update(zip(backward.step.consts[first:], [dtotals[i] for i in backward.totals], strict=False))
+        first = len(step.xs) + len(step.carry)
+        arriving = dict(zip(backward.step.xs[first:], [dys[i] for i in backward.ys], strict=True))
         if as_tensors:
+            values |= arriving | self._values(node, kept, program.step, True)
+            xs, consts = [[values[value] for value in group] for group in (program.step.xs, program.step.consts)]
             found = self._again(F, program.step, plan.engine, kept.steps, not kept.reverse, xs, carry, consts)
+        elif kept.segments is None:
+            found = self._backwards(node, kept, program, values | arriving, carry)
         else:
-            found = program(F, kept.steps, not kept.reverse, xs, carry, consts)
+            found = self._by_segments(node, kept, program, arriving, values, carry)
         places = backward.xs, backward.carry, backward.consts
         named = [dict(zip(place, group, strict=True)) for place, group in zip(places, found, strict=True)]
         named[1] = {i: part for i, part in named[1].items() if i in backward.reached}
@@ -273,7 +352,43 @@ class _Scan:
         except Unrecordable:
             return over(F, step, array, *arguments)
 
-    def _values(self, node: tape.Node, kept: _Kept, wanted: Step, as_tensors: bool) -> dict[Value, Any]:
+    def _backwards(
+        self, node: tape.Node, kept: Kept, program: Program, values: dict[Value, Any], carry: Arrays
+    ) -> tuple[Arrays, Arrays, Arrays]:
+        """Cotangents of inputs, initial state and constants."""
+        values = values | self._values(node, kept, program.step, False)
+        xs, consts = [[values[value] for value in group] for group in (program.step.xs, program.step.consts)]
+        return program(kept.F, kept.steps, not kept.reverse, xs, carry, consts)
+
+    def _by_segments(
+        self,
+        node: tape.Node,
+        kept: Kept,
+        program: Program,
+        arriving: dict[Value, Any],
+        values: dict[Value, Any],
+        carry: Arrays,
+    ) -> tuple[Arrays, Arrays, Arrays]:
+        """`_backwards` segment by segment, each of them gone through forwards once more just before."""
+        _check_all([*kept.xs, *kept.consts], node)
+        segments = kept.segments or []
+        dxs = [kept.F.empty((kept.steps, *value.shape), dtype=value.dtype) for value in program.step.ys]
+        sums: Arrays = []
+
+        def run(segment: Segment) -> None:
+            nonlocal carry, sums
+            part = segment.steps
+            given = {value: cotangents[part] for value, cotangents in arriving.items()}
+            found, carry, totals = self._backwards(node, saving(kept, segment), program, values | given, carry)
+            for dx, one in zip(dxs, found, strict=True):
+                dx[part] = one
+            sums = [a + b for a, b in zip(sums, totals, strict=True)] if sums else totals
+
+        for segment in segments if kept.reverse else reversed(segments):
+            run(segment)
+        return dxs, carry, sums
+
+    def _values(self, node: tape.Node, kept: Kept, wanted: Step, as_tensors: bool) -> dict[Value, Any]:
         """What the step forwards was given, and what was saved of it, if the step backwards reads it."""
         plan = kept.compiled
         step = plan.step
@@ -282,8 +397,7 @@ class _Scan:
         tensors = [*zip(step.xs, kept.xs, strict=True), *zip(step.consts, kept.consts, strict=True)]
         for value, tensor in tensors:
             if value in read:
-                if tensor._node is None or tensor._base is not None:
-                    _check(tensor, node)
+                _check_all([tensor], node)
                 values[value] = tensor if as_tensors else tensor._data
         saved = dict(zip(plan.saved, kept.saved, strict=True))
         if any(value in read and value not in saved for value in step.carry):
@@ -301,6 +415,13 @@ class _Scan:
                 passed = plan.active[0][position]
                 values[value] = _selected(node, saved_array, position, count, passed) if as_tensors else saved_array
         return values
+
+
+def _check_all(tensors: Iterable[Tensor], node: tape.Node) -> None:
+    """Raise if one that could have been written since was."""
+    for tensor in tensors:
+        if tensor._node is None or tensor._base is not None:
+            _check(tensor, node)
 
 
 class _Plan:

@@ -38,6 +38,8 @@ class Linear(Module):
         Shape (out_features,), or None.
     """
 
+    pure = True
+
     def __init__(
         self,
         in_features: int,

@@ -16,7 +16,7 @@ from tinygrad_rnn import functional as F
 from tinygrad_rnn.nest import leaves, map_nest
 from tinygrad_rnn.nn.cells import Cell, GRUCell, LSTMCell, RNNCell
 from tinygrad_rnn.nn.module import Module
-from tinygrad_rnn.ops import concatenate, expand_dims, squeeze, stack, swapaxes, unstack
+from tinygrad_rnn.ops import concatenate, expand_dims, reshape, squeeze, stack, swapaxes, unstack
 from tinygrad_rnn.random import Generator
 from tinygrad_rnn.recurrence import _alike, on_host, scan
 from tinygrad_rnn.tensor import Tensor, as_tensor
@@ -228,7 +228,9 @@ class _Face(Recurrent):
     def _packed(self, states: list[Any]) -> Any:
         """PyTorch's layout: each part of the state as (layers * directions, B, features)."""
         flat = [state for layer in states for state in (layer if self.bidirectional else [layer])]
-        return map_nest(lambda *parts: stack(parts) if len(parts) > 1 else expand_dims(parts[0], 0), *flat)
+        return map_nest(
+            lambda *parts: stack(parts) if len(parts) > 1 else reshape(parts[0], (1, *parts[0].shape)), *flat
+        )
 
     def _unpacked(self, state: Any) -> list[Any]:
         parts = map_nest(unstack, state)

@@ -1,0 +1,164 @@
+"""What `scan` makes of a step, at the edges that random cells seldom reach: each of these was a planted mistake that
+nothing else noticed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+from interpreted import interpreted
+from scan_ways import B, T, derivatives, leaf, made, same, weights
+
+import tinygrad_rnn as tg
+from tinygrad_rnn.compiler import run
+from tinygrad_rnn.compiler.lower import lowered
+from tinygrad_rnn.compiler.step import Op, Value
+from tinygrad_rnn.ops.declare import REGISTRY
+
+F8 = np.dtype(np.float64)
+
+# Views of views: where their elements are
+
+VIEWS = {
+    "every other": lambda s: s[:, ::2],
+    "a part of every other": lambda s: s[:, ::2][:, 1:],
+    "every other of a part": lambda s: s[:, 1:][:, ::2],
+    "every other of every other": lambda s: s[:, ::2][:, ::2],
+    "parts of parts": lambda s: s[:, 1:][:, 2:][:, :-1],
+    "turned twice": lambda s: tg.swapaxes(tg.swapaxes(s, 0, 1)[2:], 0, 1),
+    "a row": lambda s: s[1],
+    "nothing": lambda s: tg.sum(s[:, 3:3], axis=1),
+}
+
+
+FOLDED = {  # backwards these are folded from what is no rectangle, for which the loops of numba have no code
+    "folded, turned and cut": lambda s: tg.swapaxes(tg.reshape(s, (B, 4, 2)), 1, 2)[:, :, 1:],
+    "folded, and every other": lambda s: tg.reshape(s, (B, 4, 2))[:, ::2, 1],
+}
+
+
+def viewing(view):
+    xs, start, w = leaf(T, B, 8), leaf(B, 8, seed=1), leaf(8, seed=2)
+
+    def cell(x, s):
+        s = tg.tanh(s * w + x)
+        seen = view(s)
+        return seen, s * tg.sum(tg.square(seen)) + view(s * x).sum()
+
+    return tg.scan(cell, xs, start), [xs, start, w]
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_of_views(name, backend, engine):
+    way = partial(viewing, VIEWS[name])
+    same(derivatives(way, engine, 2), derivatives(way, "unrolled", 2))
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_views_that_are_folded(name, backend, engine):
+    way = partial(viewing, FOLDED[name])
+    if engine == "numba":
+        with pytest.raises(TypeError, match="no code for reshape"):
+            derivatives(way, engine, 2)
+    else:
+        same(derivatives(way, engine, 2), derivatives(way, "unrolled", 2))
+
+
+# Sums over time of what does not change, or changes only in part
+
+TOTALS = {
+    "a weight alone": lambda w, x, s: w,
+    "a product with the inputs": lambda w, x, s: w * x,
+    "a difference from the inputs": lambda w, x, s: w - x,
+    "a sum with a number": lambda w, x, s: (w + 3.0) * s,
+    "a quotient": lambda w, x, s: s / (2 + w * w),
+}
+
+
+def totalling(term):
+    xs, start, w = leaf(T, B, 2), leaf(B, 2, seed=1), leaf(2, seed=2)
+    return tg.scan(lambda x, s: (term(w, x, s), tg.tanh(s * x)), xs, start), [xs, start, w]
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_gradients_that_are_sums_over_time(name, backend, engine):
+    way = partial(totalling, TOTALS[name])
+    same(derivatives(way, engine, 2), derivatives(way, "unrolled", 2))
+
+
+# Taking operations apart
+
+
+def op_of(name, *operands, params=()):
+    op = Op(REGISTRY[name], operands, params, True)
+    op.results = (Value((B, 2), F8, op),)
+    return op
+
+
+def test_an_operation_is_taken_apart():
+    op = op_of("logsumexp", Value((B, 2), F8), params=(1, True))
+    parts = lowered(op)
+    assert len(parts) > 3
+    assert parts[-1].results == op.results
+    assert all(part.rule is not op.rule for part in parts)
+    assert [value for value in parts[0].inputs if value is op.operands[0]]
+
+
+@pytest.mark.parametrize(("name", "params"), [("cumsum", (1,)), ("argsort", (1,)), ("argmax", (1, False))])
+def test_an_operation_of_arrays_alone_is_left(name, params):
+    op = op_of(name, Value((B, 2), F8), params=params)
+    assert lowered(op) == [op]
+
+
+# What leaves the loop, and what is saved: not more and not less
+
+
+def programs(kind, engine, **options):
+    """The programs forwards and backwards of a cell that takes a gradient by everything."""
+    run._known.clear()
+    cell, xs = made(kind, 3, 4), leaf(T, B, 3)
+    start = tg.nest.map_nest(lambda part: leaf(*part.shape, seed=1), cell.init_state(B))
+    with tg.use_engine(engine):
+        ys, last = tg.scan(cell, xs, start, **options)
+        total = sum((part * part).sum() for _, part in tg.nest.leaves([ys, last]))
+        tg.grad(total, [xs, *weights(cell), *[part for _, part in tg.nest.leaves(start)]])
+    (plan,) = run._known.values()
+    return plan, plan.programs[-1]
+
+
+def products(program):
+    """Outside of the loop, and in it."""
+    outside = [op for op, _ in [*program.split.before, *program.split.after]]
+    return tuple([sum(op.rule.name in ("matmul", "einsum") for op in ops) for ops in (outside, program.split.loop)])
+
+
+# Values saved; products outside and inside of the loop, forwards and backwards; operations done once, before, in and
+# after the loop, and values that it reads and leaves of all steps, forwards and backwards.
+FACTS = {
+    ("RNN", "array"): [2, (1, 1), (1, 1), [0, 2, 4, 0, 1, 2], [2, 1, 4, 3, 2, 1]],
+    ("RNN", "numba"): [2, (1, 1), (1, 1), [0, 1, 5, 0, 1, 2], [2, 0, 5, 3, 2, 1]],
+    ("GRU", "array"): [5, (1, 1), (1, 1), [0, 3, 13, 0, 3, 6], [2, 6, 14, 4, 8, 4]],
+    ("GRU", "numba"): [5, (1, 1), (1, 1), [0, 1, 15, 0, 1, 6], [2, 0, 21, 3, 6, 2]],
+    ("LSTM", "array"): [7, (1, 1), (1, 1), [0, 2, 13, 0, 1, 8], [2, 8, 17, 3, 12, 1]],
+    ("LSTM", "numba"): [7, (1, 1), (1, 1), [0, 1, 14, 0, 1, 8], [2, 0, 25, 3, 7, 1]],
+}
+
+
+def facts(kind, by):
+    """What a plan is like, in numbers."""
+    plan, back = programs(kind, by)
+    ways = [(program, program.split) for program in (plan.forward, back)]
+    sizes = [[len(part) for part in (s.same, s.before, s.loop, s.after, s.streamed, s.stacked)] for _, s in ways]
+    return [len(plan.saved), *[products(program) for program, _ in ways], *sizes]
+
+
+@pytest.mark.parametrize(("kind", "by"), FACTS)
+def test_where_the_work_is(kind, by):
+    """Nothing stays in the loop, or is saved, that need not be."""
+    with interpreted():
+        assert facts(kind, by) == FACTS[kind, by]
+        plan, back = programs(kind, by)
+    assert {value.shape for value in plan.saved} == {(B, 4)}
+    loops = 5, 3  # over time, rows and units, and what a product needs
+    assert by == "array" or tuple([p.loop.source.count("for ") for p in (plan.forward, back)]) == loops

@@ -1,0 +1,79 @@
+"""What `tg.plan` says of a cell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tinygrad_rnn as tg
+from tinygrad_rnn import nn
+
+STEPS, ROWS, INPUT, HIDDEN = 7, 3, 4, 5
+
+
+def inputs(**options):
+    return tg.Tensor(np.zeros((STEPS, ROWS, INPUT), np.float32), **options)
+
+
+@pytest.mark.parametrize("name", ["array", "numba"])
+def test_a_gru_by_hand(name):
+    plan = tg.plan(nn.GRUCell(INPUT, HIDDEN), inputs(), engine=name)
+    assert plan.engine == name
+    state, gates = 2 * ROWS * HIDDEN * 3 * HIDDEN, 2 * ROWS * INPUT * 3 * HIDDEN
+    assert plan.forward.products == (state, gates)
+    assert plan.backward.products == (state, state + gates)  # both weights; nobody asked for the input's gradient
+    assert not plan.forward.after
+    assert any("matmul" in line for line in plan.forward.before)
+    assert sum("= matmul(" in line for line in plan.backward.summed) == 2
+    four = {"r", "z", "n", "n_h"}
+    assert four <= set(plan.saved)
+    assert all(plan.saved[name] == 4 * ROWS * HIDDEN for name in four)
+
+
+def test_the_input_has_a_gradient_only_if_it_is_asked_for():
+    cell = nn.LSTMCell(INPUT, HIDDEN)
+    without, with_it = (tg.plan(cell, inputs(requires_grad=ask)).backward.products[1] for ask in (False, True))
+    assert with_it - without == 2 * ROWS * INPUT * 4 * HIDDEN
+
+
+def test_names_and_lines_are_those_of_the_cell():
+    def cell(x, h):
+        candidate = tg.tanh(x + h)
+        h = 0.5 * (candidate + h)
+        return h, h
+
+    text = str(tg.plan(cell, inputs(), tg.Tensor(np.zeros((ROWS, INPUT), np.float32)), engine="numba"))
+    assert "candidate = tanh(" in text
+    assert "candidate = tg.tanh(x + h)" in text
+    assert "test_plan.py:" in text
+    assert "candidate1" in text.split("the loop forwards:")[1]
+
+
+def test_nothing_is_saved_where_nothing_is_learned():
+    cell = nn.GRUCell(INPUT, HIDDEN).requires_grad_(False)
+    plan = tg.plan(cell, inputs())
+    assert plan.backward is None
+    assert not plan.saved
+    assert "backwards" not in str(plan).replace("backwards, b0", "").replace("if backwards", "")
+
+
+def test_it_changes_nothing():
+    generator = tg.Generator(3)
+    cell = nn.Zoneout(nn.LSTMCell(INPUT, HIDDEN), 0.5, generator)
+    before = generator.state_dict()
+    tg.plan(cell, inputs(), lengths=[1, 7, 2])
+    assert generator.state_dict() == before
+
+
+@pytest.mark.parametrize("name", ["auto", "array"])
+def test_a_cell_that_looks_at_values_has_none(name):
+    def cell(x, h):
+        return h, h if float(h.sum()) > 0 else x
+
+    with pytest.raises(TypeError, match="makes a float of"):
+        tg.plan(cell, inputs(), tg.Tensor(np.zeros((ROWS, INPUT), np.float32)), engine=name)
+
+
+def test_the_unrolled_engine_has_no_plan():
+    with pytest.raises(ValueError, match="unrolled"):
+        tg.plan(nn.GRUCell(INPUT, HIDDEN), inputs(), engine="unrolled")
