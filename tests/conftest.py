@@ -70,6 +70,13 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """What Numba would compile is run by Python."""
+    with interpreted():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _compiles_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tests that name no engine run scans by one that need not compile."""

@@ -3,6 +3,7 @@ nothing else noticed."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -11,9 +12,11 @@ from interpreted import interpreted
 from scan_ways import B, T, derivatives, leaf, made, same, weights
 
 import tinygrad_rnn as tg
-from tinygrad_rnn.compiler import run
+from tinygrad_rnn import tape
+from tinygrad_rnn.backend import NUMPY
+from tinygrad_rnn.compiler import array, jit, run
 from tinygrad_rnn.compiler.lower import lowered
-from tinygrad_rnn.compiler.step import Op, Value
+from tinygrad_rnn.compiler.step import Op, Recorder, Step, Value
 from tinygrad_rnn.ops.declare import REGISTRY
 
 F8 = np.dtype(np.float64)
@@ -85,6 +88,101 @@ def totalling(term):
 def test_gradients_that_are_sums_over_time(name, backend, engine):
     way = partial(totalling, TOTALS[name])
     same(derivatives(way, engine, 2), derivatives(way, "unrolled", 2))
+
+
+TERMS = {
+    "what is the same": lambda w, x, s: w,
+    "a function of what is the same": lambda w, x, s: tg.tanh(w),
+    "the inputs": lambda w, x, s: x,
+    "the state": lambda w, x, s: s,
+    "a sum with what is the same": lambda w, x, s: x + w,
+    "what is the same, less the inputs": lambda w, x, s: w - x,
+    "a sum with a number": lambda w, x, s: x - 0.3,
+    "a product with what is the same": lambda w, x, s: w * x,
+    "a product with a number": lambda w, x, s: 0.3 * x,
+    "a product of inputs": lambda w, x, s: x * x,
+    "a quotient": lambda w, x, s: 0.3 / (x + 2),
+    "a product of matrices": lambda w, x, s: tg.swapaxes(x, 0, 1) @ (x + w),
+    "a sum over rows": lambda w, x, s: tg.sum(x * w, axis=0),
+}
+
+
+def totals_of(term, engine):
+    """The sum of a term over all steps, as one total of a step that carries a state along."""
+    recorder = Recorder()
+    groups = [Value((B, 2), F8) for _ in range(3)]
+    w, x, s = [tg.zeros((B, 2), np.float64) for _ in groups]
+    for tensor, value in zip((w, x, s), groups, strict=True):
+        recorder.meet(tensor, value)
+    token = tape.MODE.set(tape.Mode(False, recorder))
+    try:
+        following, total = recorder.value(tg.tanh(s)), recorder.value(term(w, x, s))
+    finally:
+        tape.MODE.reset(token)
+    step = Step([groups[1]], [groups[2]], [groups[0]], recorder.ops, [], [following], [total])
+    sequence, start, weight = leaf(T, B, 2), leaf(B, 2, seed=1), leaf(B, 2, seed=2)
+    with tg.no_grad():
+        _, _, (found,) = run.over(NUMPY, step, engine, T, False, [sequence], [start], [weight])
+        expected, h = [], start
+        for x in sequence:
+            expected.append(term(weight, x, h).numpy())
+            h = tg.tanh(h)
+    return found.numpy(), sum(expected)
+
+
+@pytest.mark.parametrize("by", [array, jit], ids=["array", "numba"])
+@pytest.mark.parametrize("name", TERMS)
+def test_totals(name, by):
+    with interpreted():
+        np.testing.assert_allclose(*totals_of(TERMS[name], by), rtol=1e-12)
+
+
+# Rows that are shared out, and parts of matrices
+
+
+@contextmanager
+def in_shards():
+    """Loops that can be run for some rows at a time are, however little work it is: for one row after the other."""
+    names = {"LEAST_WORK": 0, "get_num_threads": lambda: B, "run_shards": one_after_the_other}
+    before = {name: vars(jit)[name] for name in names}
+    vars(jit).update(names)
+    try:
+        yield
+    finally:
+        vars(jit).update(before)
+
+
+def one_after_the_other(function, shards):
+    for shard in shards:
+        function(*shard)
+
+
+MIXED = {
+    "rows that stand alone": lambda w, x, s: tg.tanh(x @ w + s @ w),
+    "rows that are turned": lambda w, x, s: tg.tanh(s[::-1] @ w + x),
+    "rows that are rolled": lambda w, x, s: tg.tanh(tg.concatenate([s[1:], s[:1]], 0) + x),
+    "the first row": lambda w, x, s: tg.tanh(s * s[:1] + x),
+    "rows that meet in a mean": lambda w, x, s: tg.tanh(s - tg.mean(s, axis=0) + x),
+    "rows that meet in a product": lambda w, x, s: tg.tanh(tg.swapaxes(s, 0, 1) @ s)[:B] * x,
+    "rows that are columns too": lambda w, x, s: tg.tanh((s @ tg.swapaxes(s, 0, 1)) @ x),
+    "a part from the first column": lambda w, x, s: tg.tanh(s[:, :2] @ w[:2] + x),
+    "a part from another column": lambda w, x, s: tg.tanh(s[:, 1:3] @ w[:2] + x),
+    "products put side by side": lambda w, x, s: tg.tanh(tg.concatenate([s @ w[:, :2], s @ w[:, 2:]], 1) + x),
+    "a product in halves": lambda w, x, s: tg.concatenate([(s @ w)[:, 2:], tg.tanh(s @ w)[:, :2] * x[:, :2]], 1),
+}
+
+
+def mixing(term):
+    xs, start, w = leaf(T, B, 4), leaf(B, 4, seed=1), leaf(4, 4, seed=2)
+    return tg.scan(lambda x, s: (s, term(w, x, s)), xs, start), [xs, start, w]
+
+
+@pytest.mark.parametrize("by", ["array", "numba"])
+@pytest.mark.parametrize("name", MIXED)
+def test_rows_that_are_shared_out(name, by):
+    way = partial(mixing, MIXED[name])
+    with in_shards(), interpreted():
+        same(derivatives(way, by, 2), derivatives(way, "unrolled", 2))
 
 
 # Taking operations apart

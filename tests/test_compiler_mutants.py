@@ -31,7 +31,7 @@ from interpreted import interpreted
 from random_steps import Runner
 from scan_ways import MARKS, WAYS, T, derivatives, leaf, of_cell, same, weights
 from step_drawing import drawn
-from test_compiler import FACTS, TOTALS, VIEWS, facts, totalling, viewing
+from test_compiler import FACTS, MIXED, TERMS, TOTALS, VIEWS, facts, in_shards, mixing, totalling, totals_of, viewing
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import nn
@@ -331,7 +331,7 @@ def checking() -> Iterator[None]:
     try:
         for host in hosts:
             host.empty = empty
-        with interpreted(), warnings.catch_warnings():
+        with in_shards(), interpreted(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -376,6 +376,7 @@ LIBRARY |= {
     "batch norm": batch_norm,
     "segments": of_cell("LSTM", recompute=2),
     **{f"a view: {name}": partial(viewing, view) for name, view in VIEWS.items()},
+    **{f"rows: {name}": partial(mixing, term) for name, term in MIXED.items()},
     **{f"a total: {name}": partial(totalling, term) for name, term in TOTALS.items()},
     "no rows": WAYS["no rows"],
     "segments in reverse": of_cell("GRU", recompute=2, reverse=True, lengths=[2, 5, 3]),
@@ -391,6 +392,11 @@ def checks() -> list[Check]:
         order = 2 if name in TWICE else 1
         right = derivatives(way, "unrolled", order)
         made += [Check(name, e, partial(derivatives, way, order=order), same_both, right) for e in ENGINES]
+    made += [
+        Check(f"term: {name}", by, partial(totalled, term), same_both, [totals_of(term, array)[1]])
+        for name, term in TERMS.items()
+        for by in ENGINES
+    ]
     made += [Check("plan", by, partial(facts, kind), equal, right) for (kind, by), right in FACTS.items()]
     for check in made:
         check.programs = check.run()
@@ -413,6 +419,10 @@ def checks() -> list[Check]:
         else:
             made += more
     return made
+
+
+def totalled(term: Any, engine: str) -> Any:
+    return [totals_of(term, {"array": array, "numba": jit}[engine])[0]]
 
 
 def equal(expected: Any, found: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -61,6 +62,14 @@ def test_a_local_state_is_named(backend):
     (warning,) = caught
     assert warning.category is optim.GraphGrowthWarning
     assert "held by carried, a tensor of shape (1, 2, 3) made by 'reshape'" in str(warning.message)
+
+
+def test_it_is_named_beside_a_weak_proxy_of_what_has_died():
+    logger, proxy = Logger(), weakref.proxy(Logger())
+    with pytest.raises(ReferenceError):
+        proxy.running_loss  # noqa: B018
+    with pytest.warns(optim.GraphGrowthWarning, match="running_loss"):
+        train(*make(), 40, logger.add)
 
 
 @pytest.mark.parametrize("keep", ["nothing", "losses", "numbers", "detached", "a graph"])

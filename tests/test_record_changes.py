@@ -212,7 +212,7 @@ CHANGING = {
     "a key beside a draw": (draws_and_takes_a_key, {"generator": partial(tg.Generator, 1)}, "takes keys"),
     "a counter of ours": (moves_a_generator, {"generator": partial(tg.Generator, 1)}, "."),
     "a seed of ours": (seeds, {"generator": partial(tg.Generator, 1)}, held("generator")),
-    "manual_seed": (seeds_the_default, {"seed": 3}, held("seed")),
+    "manual_seed": (seeds_the_default, {"seed": 3}, "makes or sets a generator"),
     "an iterator": (exhausts, {"iterator": partial(iter, [0.5, 0.6])}, held("iterator")),
     "a range": (exhausts, {"iterator": partial(iter, range(9))}, held("iterator")),
     "a generator function": (exhausts, {"iterator": partial(lambda: (i for i in range(9)))}, held("iterator")),
@@ -238,8 +238,6 @@ STANDARD = "objects of Python's library, of NumPy and of ours are not looked int
 CHANGING_WRONG = {
     "a spawned generator": "how many a NumPy generator has spawned is not compared",
     "a spawned seed": "how many a NumPy seed has spawned is not compared",
-    "a key": "next_key alone is not noticed",
-    "an initialization": "nn.init takes its key by next_key, which alone is not noticed",
     "a counter of ours": "the counter of a generator may be written before it is drawn from",
     "an array's elements": STANDARD,
     "an array's places": STANDARD,

@@ -160,14 +160,7 @@ def written_over(generators):
     return step
 
 
-KEYS = "draws are taken to have the keys that follow one another"
-AGAIN_WRONG = {
-    "starts_anew": KEYS,
-    "goes_back_to_the_start": KEYS,
-    "seeds_alike": KEYS,
-    "in_a_thread": "what another thread does is not heard, and becomes a constant",
-    "written_over": "nn.init writes into a constant of the step, and takes its key by next_key",
-}
+AGAIN_WRONG = {"in_a_thread": "what another thread does is not heard, and becomes a constant"}
 AGAIN = [starts_anew, goes_back_to_the_start, seeds_alike, in_a_thread, written_over]
 
 

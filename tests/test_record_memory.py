@@ -158,7 +158,6 @@ def test_changes_of_the_librarys_cells_are_seen(by, cell, seed):
 
 
 @engines
-@pytest.mark.xfail(strict=True, reason="functools.wraps gives a function the library's __module__")
 def test_a_function_under_the_name_of_the_librarys_is_read_anew(by):
     changes = [doubles_the_factor] * 2
     make = seeded(nn.RNNCell, nonlinearity=scaled)
@@ -201,7 +200,6 @@ class Pure(nn.Module):
         return h, h
 
 
-KEY = pytest.mark.xfail(strict=True, reason="they are one in the key by which recordings are remembered")
 ASKED = {
     "lengths": ({}, {"lengths": [1, STEPS, 0]}, {}),
     "reset": ({}, {"reset": np.arange(STEPS * ROWS).reshape(STEPS, ROWS) % 3 == 1}, {}),
@@ -233,7 +231,7 @@ def test_what_is_asked_of_a_scan_changes(by, make, asked):
 
 
 @engines
-@pytest.mark.parametrize("powers", [(0.5, 2.0, 1, True), pytest.param((0.0, -0.0), marks=KEY)], ids=str)
+@pytest.mark.parametrize("powers", [(0.5, 2.0, 1, True), (0.0, -0.0)], ids=str)
 def test_numbers_of_a_pure_cell_are_seen(by, powers):
     cell = Pure()
     for power in powers:

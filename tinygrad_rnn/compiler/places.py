@@ -106,8 +106,6 @@ def _lines(numbers: np.ndarray[Any, Any], shape: tuple[int, ...]) -> tuple[Line,
         for axis, length in enumerate(index.shape):
             if length > 1:
                 step = int(index[(0,) * axis + (1,) + (0,) * (index.ndim - axis - 1)]) - offset
-                if step < 0:
-                    return None
                 if step:
                     terms.append((axis, step))
                     line += step * np.arange(length).reshape((-1,) + (1,) * (index.ndim - axis - 1))

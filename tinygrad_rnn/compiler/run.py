@@ -38,6 +38,8 @@ class Program:
         For so many steps at once products outside of the loop are done: BLAS may round a row otherwise if it is one of
         more rows, so that a part of a sequence has the bits of the whole if it begins where a stretch does. 1 stands
         for any number, if bits do not matter or the engine's products have rows apart.
+    grain
+        So many steps are worth a run of their own.
     """
 
     def __init__(self, step: Step, engine: Any, stretches: bool = False) -> None:
@@ -46,8 +48,9 @@ class Program:
         self.split = Split(step, engine.FUSES)
         self.loop = engine.Loop(self.split)
         outside = [op for op, _ in [*self.split.before, *self.split.after] if op.rule.name in PRODUCTS]
-        rows = min([prod(op.results[0].shape[:-1]) for op in outside], default=ROWS)
-        self.stretch = min(-(-ROWS // max(rows, 1)), STEPS) if stretches and not engine.ROWS_APART else 1
+        rows = min([prod(op.results[0].shape[:-1]) for op in outside], default=1)
+        self.grain = min(-(-ROWS // max(rows, 1)), STEPS)
+        self.stretch = self.grain if outside and stretches and not engine.ROWS_APART else 1
         self._done_with = self._last_reads()
 
     def __call__(

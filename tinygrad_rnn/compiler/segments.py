@@ -34,9 +34,9 @@ def check(recompute: Any, engine: str) -> None:
         raise ValueError(f"recompute must be at least 1, got {recompute}")
 
 
-def interval(recompute: int | str, steps: int, stretch: int) -> int:
-    """Every how many-th state is kept; "sqrt" stands for whole stretches of steps, as few as reach the square root."""
-    return -(-isqrt(steps) // stretch) * stretch if isinstance(recompute, str) else int(recompute)
+def interval(recompute: int | str, steps: int, grain: int) -> int:
+    """Every how many-th state is kept; "sqrt" stands for the square root of the steps, in whole grains."""
+    return -(-isqrt(steps) // grain) * grain if isinstance(recompute, str) else int(recompute)
 
 
 def parts(steps: int, length: int) -> list[slice]:
@@ -60,7 +60,7 @@ def in_segments(kept: Kept, recompute: int | str) -> tuple[Arrays, Arrays, Array
     """
     F, plan, reverse = kept.F, kept.compiled, kept.reverse
     program = plan.marking
-    every = interval(recompute, kept.steps, program.stretch)
+    every = interval(recompute, kept.steps, program.grain)
     xs, carry, consts = kept.inputs
     segments = kept.segments = [Segment(part, []) for part in parts(kept.steps, every)]
     pieces = parts(kept.steps, -(-every // program.stretch) * program.stretch)

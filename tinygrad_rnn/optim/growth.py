@@ -46,7 +46,8 @@ class Watch:
 
 
 def _warn(oldest: tape.Node, steps: int) -> None:
-    holders = [thing for thing in gc.get_objects() if isinstance(thing, Tensor) and thing._node is not None]
+    # isinstance would ask each object for its class, and a weak proxy of what has died raises then.
+    holders = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and thing._node is not None]
     holders.sort(key=lambda tensor: tensor._node.number if tensor._node else 0, reverse=True)
     holder = next((tensor for tensor in holders if _reaches(tensor._node, oldest)), None)
     if holder is None:
