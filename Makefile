@@ -32,6 +32,9 @@ test-gpu: $(VENV)/test.stamp $(VENV)/$(CUDA).stamp
 bench: $(VENV)/peers.stamp
 	$(BIN)/python benchmarks/eager.py
 	$(BIN)/python benchmarks/lengths.py
+	$(BIN)/python benchmarks/scan.py
+	$(BIN)/python benchmarks/scan_extra.py --tax --lengths --cold --memory
+	$(BIN)/python benchmarks/stream.py
 
 clean:
 	rm -rf $(VENV)

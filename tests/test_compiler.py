@@ -159,7 +159,6 @@ def one_after_the_other(function, shards):
 
 MIXED = {
     "rows that stand alone": lambda w, x, s: tg.tanh(x @ w + s @ w),
-    "rows that are turned": lambda w, x, s: tg.tanh(s[::-1] @ w + x),
     "rows that are rolled": lambda w, x, s: tg.tanh(tg.concatenate([s[1:], s[:1]], 0) + x),
     "the first row": lambda w, x, s: tg.tanh(s * s[:1] + x),
     "rows that meet in a mean": lambda w, x, s: tg.tanh(s - tg.mean(s, axis=0) + x),
@@ -175,6 +174,29 @@ MIXED = {
 def mixing(term):
     xs, start, w = leaf(T, B, 4), leaf(B, 4, seed=1), leaf(4, 4, seed=2)
     return tg.scan(lambda x, s: (s, term(w, x, s)), xs, start), [xs, start, w]
+
+
+def exchanging(term):
+    xs, start, w = leaf(T, B, B), leaf(B, B, seed=1), leaf(B, B, seed=2)
+    return tg.scan(lambda x, s: (s, term(w, x, s)), xs, start), [xs, start, w]
+
+
+EXCHANGED = {
+    "rows for columns": lambda w, x, s: tg.tanh(tg.swapaxes(s, 0, 1) @ w + x),
+    "the last row for the first": lambda w, x, s: tg.tanh(s[::-1] @ w + x),
+}
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=(AssertionError, TypeError),
+    reason="Layout._rows_apart takes what a copy reads to be where it writes, so threads share out rows that mix",
+)
+@pytest.mark.parametrize("name", EXCHANGED)
+def test_rows_that_are_exchanged_are_not_shared_out(name):
+    way = partial(exchanging, EXCHANGED[name])
+    with in_shards(), interpreted():
+        same(derivatives(way, "numba", 2), derivatives(way, "unrolled", 2))
 
 
 @pytest.mark.parametrize("by", ["array", "numba"])
