@@ -181,6 +181,20 @@ def exchanging(term):
     return tg.scan(lambda x, s: (s, term(w, x, s)), xs, start), [xs, start, w]
 
 
+SQUARE = {  # as many rows as columns, so that only what is read tells them apart
+    "products summed over rows": lambda w, x, s: tg.tanh(tg.einsum("bi,bj->ij", s, s) + x),
+    "a mean over rows": lambda w, x, s: tg.tanh(s * tg.mean(x * s, axis=0) + x),
+    "a mean over rows, one for each row": lambda w, x, s: tg.tanh(tg.reshape(tg.mean(x * s, axis=0), (B, 1)) * s),
+}
+
+
+@pytest.mark.parametrize("name", SQUARE)
+def test_rows_of_a_square_that_meet_are_not_shared_out(name):
+    way = partial(exchanging, SQUARE[name])
+    with in_shards(), interpreted():
+        same(derivatives(way, "numba", 2), derivatives(way, "unrolled", 2))
+
+
 EXCHANGED = {
     "rows for columns": lambda w, x, s: tg.tanh(tg.swapaxes(s, 0, 1) @ w + x),
     "the last row for the first": lambda w, x, s: tg.tanh(s[::-1] @ w + x),

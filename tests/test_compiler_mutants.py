@@ -31,7 +31,21 @@ from interpreted import interpreted
 from random_steps import Runner
 from scan_ways import MARKS, WAYS, T, derivatives, leaf, of_cell, same, weights
 from step_drawing import drawn
-from test_compiler import FACTS, MIXED, TERMS, TOTALS, VIEWS, facts, in_shards, mixing, totalling, totals_of, viewing
+from test_compiler import (
+    FACTS,
+    MIXED,
+    SQUARE,
+    TERMS,
+    TOTALS,
+    VIEWS,
+    exchanging,
+    facts,
+    in_shards,
+    mixing,
+    totalling,
+    totals_of,
+    viewing,
+)
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import nn
@@ -44,8 +58,7 @@ if not hasattr(signal, "setitimer"):
 MODULES = {module.__name__.rpartition(".")[2]: module for module in (derive, split, array, places, layout, loops)}
 MODULES |= {"lower": lower, "run": run}
 CELLS = 40
-SAMPLE, SEED = 32, 0
-LEAST = 0.7  # of these must be killed
+SAMPLE, SEED = 24, 0
 SECONDS = 3  # for one check
 ENGINES = ("array", "numba")
 
@@ -91,6 +104,17 @@ TEXTS = {  # in generated source
     "after": ("before",),
     "zero_step": ("one_step",),
     "total += ": ("total = ",),
+}
+
+SAME = {  # mutants of the sample that are no mistakes, and why
+    "array.py Loop._laid_out: name: step.carry": "states are then copied together after the loop: the same, slower",
+    "array.py Loop.__init__: no end: :-1": "what is joined is no part of itself",
+    "layout.py Layout._rows_apart: without: value.ndim != item.result.ndim": "fewer loops are shared out",
+    "loops.py Generator._expression: other branch: found if operand.dtype.kind == 'b' else f'({found} != 0)'": "as true",
+    "lower.py lowered: without: not parts": "there is no operation whose forward does nothing",
+    "lower.py lowered: without: any((part.rule is op.rule for part in parts))": "refused a little later",
+    "run.py _Scan.pull: name: program.step.carry": "the state after a step has the shape of that before",
+    "run.py Program.__init__: without: stretches": "bits of products of more rows than here; see test_recompute.py",
 }
 
 Change = tuple[int, str, Callable[[], None], Callable[[], None]]  # line, name, how it is made, and how it is unmade
@@ -203,8 +227,13 @@ class Mutant:
     function: FunctionType
     code: CodeType
 
+    @property
+    def label(self) -> str:
+        """Its name, which other lines before it do not change."""
+        return f"{self.module}.py {self.function.__qualname__}: {self.name}"
+
     def __str__(self) -> str:
-        return f"{self.module}.py:{self.line} {self.function.__qualname__}: {self.name}"
+        return f"{self.line}: {self.label}"
 
     @contextmanager
     def planted(self) -> Iterator[None]:
@@ -377,6 +406,7 @@ LIBRARY |= {
     "segments": of_cell("LSTM", recompute=2),
     **{f"a view: {name}": partial(viewing, view) for name, view in VIEWS.items()},
     **{f"rows: {name}": partial(mixing, term) for name, term in MIXED.items()},
+    **{f"square: {name}": partial(exchanging, term) for name, term in SQUARE.items()},
     **{f"a total: {name}": partial(totalling, term) for name, term in TOTALS.items()},
     "no rows": WAYS["no rows"],
     "segments in reverse": of_cell("GRU", recompute=2, reverse=True, lengths=[2, 5, 3]),
@@ -472,11 +502,13 @@ def told(counts: Counter[str]) -> str:
 
 
 def test_a_sample_of_mistakes_is_noticed(capsys):
-    """What survives does the same in another way or order, or at another cost; few do."""
+    """All but those that are no mistakes."""
     results = list(fates(sample()))
     with capsys.disabled():
         print("\nmutants of the compiler:", told(counts := Counter(result for _, result in results)), end="")
-    assert counts["killed"] >= LEAST * counts.total(), [str(mutant) for mutant, result in results if result != "killed"]
+    survivors = {mutant.label for mutant, result in results if result != "killed"}
+    assert not survivors.difference(SAME)
+    assert counts["killed"] > len(results) / 2
 
 
 def main() -> None:

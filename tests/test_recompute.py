@@ -326,7 +326,7 @@ def test_a_cell_that_cannot_be_recorded_says_that_it_is_not_recomputed():
 
     with (
         tg.use_engine("auto"),
-        pytest.warns(UserWarning, match="which is fast and can recompute: the cell makes a float"),
+        pytest.warns(UserWarning, match="slower and recomputes nothing: the cell makes a float"),
     ):
         scan(cell, leaf(T, B, H), leaf(B, H), recompute=2)
 

@@ -233,7 +233,7 @@ def test_arguments_that_cannot_be_compiled():
         compile_step(nn.LSTM(INPUT, HIDDEN, bidirectional=True, **F64), x)
     with pytest.raises(TypeError, match="state: the cell has no init_state"):
         compile_step(lambda x, s: (x, s), x)
-    with pytest.raises(ValueError, match="engine must be one of auto, array, numba, unrolled, got 'fast'"):
+    with pytest.raises(ValueError, match="engine must be one of auto, numba, array, unrolled, got 'fast'"):
         compile_step(nn.LSTMCell(INPUT, HIDDEN, **F64), x, engine="fast")
     with pytest.raises(TypeError, match="x: an empty nest"):
         compile_step(nn.LSTMCell(INPUT, HIDDEN, **F64), ())

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from tinygrad_rnn import tape
 from tinygrad_rnn.backend import Array, get_backend
-from tinygrad_rnn.compiler import array
+from tinygrad_rnn.compiler.engines import candidates, chosen, engine_named
 from tinygrad_rnn.compiler.explain import Plan, planned
 from tinygrad_rnn.compiler.pure import kind_of, remember, remembered
-from tinygrad_rnn.compiler.record import Check, Recording, Unrecordable, draw_all, record
+from tinygrad_rnn.compiler.record import Check, NoCode, Recording, Unrecordable, draw_all, record
 from tinygrad_rnn.compiler.run import over
 from tinygrad_rnn.compiler.segments import check
 from tinygrad_rnn.nest import describe, form, leaves, map_nest
@@ -27,8 +25,6 @@ from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
 
 _Note = tuple[Callable[..., None], tuple[Tensor, ...]]
 Flags = Callable[[int], Tensor]  # of the rows at a step, for a tensor of so many axes
-ENGINES = ("array", "numba")
-_engine: ContextVar[str] = ContextVar("tinygrad_rnn_engine", default="auto")
 _exposed: ContextVar[dict[str, Tensor] | None] = ContextVar("tinygrad_rnn_exposed", default=None)
 _notes: ContextVar[list[_Note] | None] = ContextVar("tinygrad_rnn_notes", default=None)
 _present: ContextVar[Tensor | None] = ContextVar("tinygrad_rnn_present", default=None)
@@ -204,35 +200,45 @@ class _Run:
 
     def by(self, engine: str, recompute: str | int | None) -> tuple[Any, Any, Any]:
         """Outputs, last state and exposed values."""
-        if engine == "auto":
-            engine = _engine.get()
-        if engine not in (*ENGINES, "auto", "unrolled"):
-            raise ValueError(f"engine must be one of {', '.join(('auto', *ENGINES, 'unrolled'))}, got {engine!r}")
+        engine = chosen(engine)
         if engine == "unrolled" or _observer.get() is not None or tape.MODE.get().listener is not None:
             return self.unrolled()
-        for name in _candidates(self.xs) if engine == "auto" else (engine,):
+        refused: Unrecordable | None = None
+        for name in candidates(engine, self.backend):
+            if name == "unrolled" or not (refused is None or isinstance(refused, NoCode)):
+                name, result = "unrolled", self.unrolled()
+                break
             try:
-                return self.unrolled() if name == "unrolled" else self.compiled(_engine_named(name), recompute)
-            except Unrecordable as reason:
+                result = self.compiled(engine_named(name), recompute)
+                break
+            except Unrecordable as refusal:
                 if engine != "auto":
-                    raise TypeError(f"engine {engine!r} cannot run this cell: {reason}") from None
-                good = "is fast" if recompute is None else "is fast and can recompute"
-                warnings.warn(f"scan cannot run this cell by the {name} engine, which {good}: {reason}", stacklevel=4)
-        raise AssertionError("a loop in Python can run any cell")
+                    raise TypeError(f"engine {engine!r} cannot run this cell: {refusal}") from None
+                refused = refusal
+        if refused is not None:
+            lost = " and recomputes nothing" if recompute is not None and name == "unrolled" else ""
+            warnings.warn(f"scan runs this cell by the {name} engine, which is slower{lost}: {refused}", stacklevel=3)
+        return result
+
+    @property
+    def backend(self) -> str:
+        """Where the inputs are."""
+        return leaves(self.xs)[0][1].backend  # type: ignore[no-any-return]
 
     def planned(self, engine: str) -> Plan:
         """What the first engine that can run it would do."""
+        engine = chosen(engine)
         if engine == "unrolled":
             raise ValueError("engine 'unrolled' is the plain loop, of which there is no plan")
         reasons = []
-        for name in _candidates(self.xs) if engine == "auto" else (engine,):
+        for name in candidates(engine, self.backend):
             if name == "unrolled":
                 continue
             try:
                 xs, state = self._flat()
                 recording, _, _ = self._recorded(xs, state, named=True)
                 groups = [*xs, *[draw.tensor for draw in recording.draws]], state, recording.consts
-                return planned(recording.step, name, _engine_named(name), groups, self.reached)
+                return planned(recording.step, name, engine_named(name), groups, self.reached)
             except Unrecordable as reason:
                 reasons.append(f"{name}: {reason}")
         raise TypeError("scan runs this cell as a plain loop; " + "; ".join(reasons))
@@ -352,22 +358,6 @@ class _Run:
         return y, following, found or {}, notes
 
 
-def _candidates(xs: Any) -> tuple[str, ...]:
-    """The engines that may run on these inputs, the fastest first."""
-    on_host = all(leaf.backend == "numpy" for _, leaf in leaves(xs))
-    return ("numba", "array", "unrolled") if on_host and find_spec("numba") else ("array", "unrolled")
-
-
-def _engine_named(name: str) -> Any:
-    if name == "array":
-        return array
-    try:
-        from tinygrad_rnn.compiler import jit
-    except ImportError as error:
-        raise ImportError("engine 'numba' needs Numba: pip install 'tinygrad_rnn[fast]'") from error
-    return jit
-
-
 def _of_step(flags: Tensor, ndim: int) -> Tensor:
     """Flags (B,) in the shape (B, 1, ...)."""
     return flags if ndim == 1 else reshape(flags, flags.shape + (1,) * (ndim - 1))
@@ -378,16 +368,6 @@ def _at(xs: Tensor, t: int) -> Tensor:
     x = _wrap(xs._data[t, ...])
     x.requires_grad = xs.requires_grad
     return x
-
-
-@contextmanager
-def use_engine(name: str) -> Iterator[None]:
-    """Inside the ``with`` block, in this thread or asyncio task, ``engine="auto"`` means this engine; see `scan`."""
-    token = _engine.set(name)
-    try:
-        yield
-    finally:
-        _engine.reset(token)
 
 
 def step_of(cell: Any, batch: int) -> Callable[[Any, Any], tuple[Any, Any]]:

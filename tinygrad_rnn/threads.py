@@ -135,6 +135,7 @@ class _Job:
                         break
                 except BaseException as interruption:  # the helpers still write to what the caller may use next
                     self.fail(-1, interruption)
+        del self.function  # a helper that comes too late need not keep its arrays alive
 
     def fail(self, index: int, error: BaseException) -> None:
         """Keep the error for the caller; an interruption also takes the waiting shards away."""

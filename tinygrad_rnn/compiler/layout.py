@@ -16,7 +16,7 @@ from typing import Any
 from tinygrad_rnn.backend import HOLE
 from tinygrad_rnn.compiler.lower import lowered
 from tinygrad_rnn.compiler.places import Line, Place, of_operands, of_region, of_results, whole, within
-from tinygrad_rnn.compiler.record import Unrecordable
+from tinygrad_rnn.compiler.record import NoCode
 from tinygrad_rnn.compiler.split import Split
 from tinygrad_rnn.compiler.step import Op, Value
 from tinygrad_rnn.ops.reduction import axes_of
@@ -85,7 +85,7 @@ class Layout:
 
     Raises
     ------
-    Unrecordable
+    NoCode
         If the loop holds an operation for which this engine has no code.
     """
 
@@ -410,6 +410,6 @@ def _has_code(op: Op) -> bool:
     return rule.scalar is not None or rule.view or rule.joins or rule.name in (*REDUCTIONS, *OTHERS)
 
 
-def _no_code(op: Op) -> Unrecordable:
+def _no_code(op: Op) -> NoCode:
     shapes = ", ".join([str(o.shape) if type(o) is Value else repr(o) for o in op.operands])
-    return Unrecordable(f"the numba engine has no code for {op.rule.name} of {shapes} in the loop")
+    return NoCode(f"the numba engine has no code for {op.rule.name} of {shapes} in the loop")

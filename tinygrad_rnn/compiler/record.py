@@ -22,6 +22,10 @@ class Unrecordable(Exception):
     """One step cannot stand for all, and why."""
 
 
+class NoCode(Unrecordable):
+    """An engine has no code for an operation in the loop; another may have."""
+
+
 class Traced(Tensor):
     """A tensor of the step that is recorded: it has a value, which must not be looked at."""
 

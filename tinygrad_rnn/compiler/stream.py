@@ -16,13 +16,14 @@ from typing import Any
 from tinygrad_rnn import random, recurrence, tape
 from tinygrad_rnn.backend import Array
 from tinygrad_rnn.compiler import notes
+from tinygrad_rnn.compiler.engines import candidates, chosen, engine_named
 from tinygrad_rnn.compiler.lanes import ArrayLane, Called, Form, Lane, Loop, NumbaLane, copy
 from tinygrad_rnn.compiler.record import Recording, Unrecordable, _Listener, record
 from tinygrad_rnn.compiler.watch import Watch
 from tinygrad_rnn.functional import dropout
 from tinygrad_rnn.nest import leaves, map_nest
 from tinygrad_rnn.nn.recurrent import Recurrent, _Face
-from tinygrad_rnn.recurrence import ENGINES, _alike, _candidates, _engine_named, step_of
+from tinygrad_rnn.recurrence import _alike, step_of
 from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
 
 _written = attrgetter("_written")
@@ -89,9 +90,7 @@ class CompiledStep:
     _changed: Callable[[], bool]
 
     def __init__(self, cell: Any, x: Any, state: Any, engine: str) -> None:
-        engine = recurrence._engine.get() if engine == "auto" else engine
-        if engine not in (*ENGINES, "auto", "unrolled"):
-            raise ValueError(f"engine must be one of {', '.join(('auto', *ENGINES, 'unrolled'))}, got {engine!r}")
+        engine = chosen(engine)
         if isinstance(cell, Recurrent) and cell.bidirectional:
             raise ValueError("cell: a layer of two directions needs the end of a sequence for its first output")
         self._cell = cell
@@ -178,7 +177,7 @@ class CompiledStep:
             return [part for _, part in leaves(y)], [part for _, part in leaves(following)]
 
         recording: Recording | None = None
-        for name in _candidates(self._x.like) if self._asked == "auto" else (self._asked,):
+        for name in candidates(self._asked, self._x.tensors[0].backend):
             make: Callable[[], Lane] = partial(Called, self._called, self._x, self._parts)
             if name == "unrolled":
                 break
@@ -211,7 +210,7 @@ class CompiledStep:
         """What makes lanes by an engine that compiles."""
         key = name, recording.step.key
         if key not in self._loops:
-            self._loops[key] = Loop(recording.step, _engine_named(name))
+            self._loops[key] = Loop(recording.step, engine_named(name))
         loop = self._loops[key]
         run = loop.prepared(self._F, recording)
         if name == "array":
