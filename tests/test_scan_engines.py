@@ -17,8 +17,6 @@ import tinygrad_rnn as tg
 from tinygrad_rnn import nn
 from tinygrad_rnn.nest import leaves
 
-# What an engine has no code for; "auto" then takes another engine, and says so.
-REFUSED = {("numba", "steps of another size")}
 LONG_ROWS = 16  # the error of a product that BLAS adds up in float32 in long rows, as a multiple of the plain loop's
 
 
@@ -27,15 +25,7 @@ LONG_ROWS = 16  # the error of a product that BLAS adds up in float32 in long ro
 
 @pytest.mark.parametrize("name", WAYS)
 def test_values_and_derivatives_of_two_orders(name, backend, engine):
-    expected = derivatives(WAYS[name], "unrolled", 2)
-    if (engine, name) in REFUSED:
-        reason = f"the {engine} engine has no code for"
-        with pytest.raises(TypeError, match=f"engine '{engine}' cannot run this cell: {reason}"):
-            derivatives(WAYS[name], engine, 2)
-        with pytest.warns(UserWarning, match=f"runs this cell by the array engine.*{reason}"):
-            same(derivatives(WAYS[name], "auto", 2), expected)
-    else:
-        same(derivatives(WAYS[name], engine, 2), expected)
+    same(derivatives(WAYS[name], engine, 2), derivatives(WAYS[name], "unrolled", 2))
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM with lengths and resets", "one_after_the_other", "states_that_swap"])
