@@ -201,11 +201,6 @@ EXCHANGED = {
 }
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(AssertionError, TypeError),
-    reason="Layout._rows_apart takes what a copy reads to be where it writes, so threads share out rows that mix",
-)
 @pytest.mark.parametrize("name", EXCHANGED)
 def test_rows_that_are_exchanged_are_not_shared_out(name):
     way = partial(exchanging, EXCHANGED[name])

@@ -365,8 +365,8 @@ def batch_norm() -> Any:
 
 CHOSEN = """RNN; RNN in reverse; GRU with lengths and resets; LSTM; LSTM in reverse with lengths and resets; one unit;
 one step in reverse; only half of the last state; only exposed values; the state before, twice; clipped by norm;
-detached; a state that is the input; an output that is a weight; a product of weights alone; states_that_swap_and_change;
-a_state_in_a_nest_some_of_it_ints_and_bools; rows_of_no_axis"""
+detached; a state that is the input; an output that is a weight; a product of weights alone;
+states_that_swap_and_change; a_state_in_a_nest_some_of_it_ints_and_bools; rows_of_no_axis"""
 LIBRARY = {name: WAYS[name] for name in CHOSEN.replace("\n", " ").split("; ")}
 LIBRARY |= {
     "LSTM97": of_cell("LSTM97", lengths=[2, 5, 3]),

@@ -28,7 +28,7 @@ def module_of(source: str, keyed_by: str) -> ModuleType | None:
     name = "loop_" + hashlib.sha256(f"{keyed_by}\n{source}".encode()).hexdigest()[:32]
     path = folder / f"{name}.py"
     try:
-        if not path.is_file() or path.read_text(encoding="utf-8") != source:
+        if not path.is_file() or path.read_bytes() != source.encode():
             _write(path, source)
         spec = util.spec_from_file_location(name, path)
         assert spec is not None

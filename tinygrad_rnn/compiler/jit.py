@@ -16,6 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 from numba import njit
+from numba.core.caching import FunctionCache
 from numba.core.compiler import Compiler
 
 from tinygrad_rnn.backend import NUMPY
@@ -76,6 +77,17 @@ SPACE: dict[str, Any] = {
 }
 
 
+class _Cache(FunctionCache):  # type: ignore[misc, unused-ignore]
+    """Numba's cache of a function, which begins anew where its files are damaged."""
+
+    def load_overload(self, *arguments: Any) -> Any:
+        try:
+            return super().load_overload(*arguments)  # type: ignore[no-untyped-call, unused-ignore]
+        except Exception:
+            self.flush()  # type: ignore[no-untyped-call, unused-ignore]
+            return None
+
+
 HEAD = "from tinygrad_rnn.compiler.jit import SPACE\n\nglobals().update(SPACE)\n\n\n"
 
 
@@ -86,8 +98,10 @@ def _compiled(text: str) -> Callable[..., None]:
     space = {} if module is None else vars(module)
     if module is None:
         exec(compile(HEAD + text, "<loop>", "exec"), space)
-    jitted = njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias, cache=module is not None)
-    return jitted(space["loop"])
+    loop = njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias)(space["loop"])
+    if module is not None:
+        loop._cache = _Cache(space["loop"])  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
+    return loop
 
 
 @cache

@@ -296,6 +296,15 @@ class Layout:
                 else:
                     yield from self._read_by(within_it.operands)
 
+    def _behind(self, operands: Iterable[Any]) -> Iterator[Value]:
+        """``operands``, and those of what is computed on the way to them."""
+        for operand in operands:
+            if type(operand) is Value:
+                yield operand
+                within_it = self.inlined.get(self._place(operand).base)
+                if within_it is not None:
+                    yield from self._behind(within_it.operands)
+
     def _rows_of(self, value: Value) -> bool:
         """Whether a matrix lies row by row."""
         lines = self._place(value).lines
@@ -311,14 +320,11 @@ class Layout:
             return False
         row = Line(0, ((0, 1),))
         for item in self.items:
-            place = item.target
-            values = [item.result, *[o for o in item.operands if type(o) is Value and not self._constant(o)]]
-            values += [o for o in self._read_by(item.operands) if not self._constant(o)]
-            for value in values:
-                place = item.target if value is item.result else self._place(value)
+            read = [value for value in self._behind(item.operands) if not self._constant(value)]
+            for value, place in [(item.result, item.target), *[(value, self._place(value)) for value in read]]:
                 if value.ndim != item.result.ndim and item.space is not None and item.op and item.op.rule.scalar:
                     return False
-                if not value.ndim or value.shape[0] != self.rows or place.lines[0] != row:
+                if not value.ndim or value.shape[0] != self.rows or place.lines[:1] != (row,):
                     return False
                 if any(axis == 0 for line in place.lines[1:] for axis, _ in line.terms):
                     return False

@@ -33,11 +33,6 @@ class Place:
     base: Value
     lines: tuple[Line, ...]
 
-    @property
-    def whole(self) -> bool:
-        """Whether it is all of the memory, in its own order."""
-        return self.lines == whole(self.base).lines
-
 
 def whole(value: Value) -> Place:
     """The place of a value that has memory of its own."""
