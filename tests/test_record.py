@@ -24,7 +24,7 @@ from tinygrad_rnn.recurrence import afterwards
 
 ENGINES = ("array", "numba")
 STEPS, ROWS, SIZE = 4, 3, 2
-falls_back = pytest.mark.filterwarnings("ignore:scan cannot run this cell")
+falls_back = pytest.mark.filterwarnings("ignore:scan runs this cell")
 
 
 def engines(test):
