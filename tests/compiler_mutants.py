@@ -4,8 +4,8 @@ They are made of the source, not picked: at every place an operator, comparison,
 generated text is exchanged for its nearest kin, or a term or statement left out. A mutant is killed if an engine then
 gives other numbers than the plain loop, or none.
 
-The suite plants a sample; ``python tests/test_compiler_mutants.py --all [file ...]`` plants all, and prints which
-survive: those that no check reaches, and those that leave programs and numbers as they were.
+``python tests/compiler_mutants.py`` plants a sample, with ``--all [file ...]`` all, and prints which survive: those
+that no check reaches, and those that leave programs and numbers as they were.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
-import pytest
 from interpreted import interpreted
 from random_steps import Runner
 from scan_ways import MARKS, WAYS, T, derivatives, leaf, of_cell, same, weights
@@ -53,7 +52,7 @@ from tinygrad_rnn.backend import NUMPY
 from tinygrad_rnn.compiler import array, derive, jit, layout, loops, lower, places, pure, run, split
 
 if not hasattr(signal, "setitimer"):
-    pytest.skip("stops mutants that never end by a signal", allow_module_level=True)
+    raise SystemExit("mutants that never end are stopped by a signal, which this system has not")
 
 MODULES = {module.__name__.rpartition(".")[2]: module for module in (derive, split, array, places, layout, loops)}
 MODULES |= {"lower": lower, "run": run}
@@ -97,17 +96,6 @@ TEXTS = {  # in generated source
     "after": ("before",),
     "zero_step": ("one_step",),
     "total += ": ("total = ",),
-}
-
-SAME = {  # mutants of the sample that are no mistakes, and why
-    "array.py Loop._laid_out: name: step.carry": "states are then copied together after the loop: the same, slower",
-    "array.py Loop.__init__: no end: :-1": "what is joined is no part of itself",
-    "layout.py Layout._rows_apart: without: value.ndim != item.result.ndim": "fewer loops are shared out",
-    "loops.py Generator._expression: other branch: found if operand.dtype.kind == 'b' else f'({found} != 0)'": "same",
-    "lower.py lowered: without: not parts": "there is no operation whose forward does nothing",
-    "lower.py lowered: without: any((part.rule is op.rule for part in parts))": "refused a little later",
-    "run.py _Scan.pull: name: program.step.carry": "the state after a step has the shape of that before",
-    "run.py Program.__init__: without: stretches": "bits of products of more rows than here; see test_recompute.py",
 }
 
 Change = tuple[int, str, Callable[[], None], Callable[[], None]]  # line, name, how it is made, and how it is unmade
@@ -469,16 +457,6 @@ def fates(chosen: list[Mutant]) -> Iterator[tuple[Mutant, str]]:
 
 def told(counts: Counter[str]) -> str:
     return f"planted {counts.total()}, {', '.join(f'{name} {count}' for name, count in counts.items())}"
-
-
-def test_a_sample_of_mistakes_is_noticed(capsys):
-    """All but those that are no mistakes."""
-    results = list(fates(sample()))
-    with capsys.disabled():
-        print("\nmutants of the compiler:", told(counts := Counter(result for _, result in results)), end="")
-    survivors = {mutant.label for mutant, result in results if result != "killed"}
-    assert not survivors.difference(SAME)
-    assert counts["killed"] > len(results) / 2
 
 
 def main() -> None:
