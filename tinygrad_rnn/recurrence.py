@@ -277,7 +277,8 @@ class _Run:
             notes: list[_Note] = []
             checks: list[Check] = []
         else:
-            recording, shown, notes = self._recorded(xs, state)
+            with engine.context():  # or threads of BLAS would go on spinning while the loop runs
+                recording, shown, notes = self._recorded(xs, state)
             if kind and not notes:
                 shown = map_nest(lambda _: None, shown)
                 remember(key, recording, kind[1], shown)
