@@ -99,6 +99,10 @@ def scan(
         For less memory: an int k keeps for the gradient only every k-th state, and goes through each k steps once more
         when backward comes to them; "sqrt" chooses k, about the square root of T. Outputs and states keep their bits,
         gradients agree to rounding. A plain loop cannot do it; ``create_graph=True`` needs the memory all the same.
+    engine
+        "unrolled": a loop in Python, the definition of what the others do. "array": a recorded step, run as a list of
+        array calls. "numba": the same as a compiled loop (the extra ``fast``). "auto": the fastest of these that can
+        run the cell, or what `use_engine` says; a warning tells if that is not the first that is here, and why.
 
     Returns
     -------
@@ -112,7 +116,8 @@ def scan(
     Raises
     ------
     ValueError, TypeError
-        If an argument is wrong, or the cell returns a state unlike the one that it was given.
+        If an argument is wrong, the cell returns a state unlike the one that it was given, or the engine that was named
+        cannot run it.
     """
     check(recompute, engine)
     run = _prepared(cell, xs, state, reverse, lengths, reset, expose)
