@@ -52,20 +52,10 @@ def viewing(view):
     return tg.scan(cell, xs, start), [xs, start, w]
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", [*VIEWS, *FOLDED])
 def test_views_of_views(name, backend, engine):
-    way = partial(viewing, VIEWS[name])
+    way = partial(viewing, (VIEWS | FOLDED)[name])
     same(derivatives(way, engine, 2), derivatives(way, "unrolled", 2))
-
-
-@pytest.mark.parametrize("name", FOLDED)
-def test_views_that_are_folded(name, backend, engine):
-    way = partial(viewing, FOLDED[name])
-    if engine == "numba":
-        with pytest.raises(TypeError, match="no code for reshape"):
-            derivatives(way, engine, 2)
-    else:
-        same(derivatives(way, engine, 2), derivatives(way, "unrolled", 2))
 
 
 # Sums over time of what does not change, or changes only in part

@@ -284,6 +284,7 @@ def test_interruption_comes_before_errors():
 def test_waiting_outlasts_interruptions():
     """Whoever presses Ctrl-C gets their arrays back only when no helper writes to them."""
     set_num_threads(2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what runs behind ignore it
     main, helper_here, ended = threading.main_thread().ident, threading.Event(), []
     assert threading.get_ident() == main
 
@@ -298,8 +299,11 @@ def test_waiting_outlasts_interruptions():
         time.sleep(0.05)
         ended.append(True)
 
-    with pytest.raises(KeyboardInterrupt):
-        run_shards(shard, [(), ()])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_shards(shard, [(), ()])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended
     both_here = threading.Barrier(2)
     run_shards(both_here.wait, [(PATIENCE,), (PATIENCE,)])

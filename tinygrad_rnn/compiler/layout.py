@@ -171,11 +171,21 @@ class Layout:
         (operand,) = op.inputs
         for value, lines in zip(op.results, of_results(op), strict=True):
             if lines is None:
-                raise _no_code(op)
+                self._fold(op, stacked)
+                return
             self.places[value] = within(self._place(operand), lines)
             if value in stacked:
                 self.stores[value] = Store(STACK)
                 self._copy(value, whole(value))
+
+    def _fold(self, op: Op, stacked: set[Value]) -> None:
+        """A reshape by which one axis becomes of several: copied to memory of its own."""
+        value, *more = op.results
+        (lines,) = of_operands(op)
+        if lines is None or more:
+            raise _no_code(op)
+        self._own(value, Store(STACK if value in stacked else SCRATCH))
+        self._copy(op.operands[0], within(self.places[value], lines))
 
     def _join(self, op: Op, joined: dict[Value, tuple[Value, tuple[Line, ...]]]) -> None:
         (result,) = op.results

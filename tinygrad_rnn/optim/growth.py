@@ -23,6 +23,7 @@ class Watch:
     def __init__(self) -> None:
         self.steps = 0
         self.due = FIRST
+        self.begun = tape.tick()  # what is older than the optimizer is not of its steps
         self.last = 0  # the tape's clock at the step before
         self.before = (0, 0)  # steps and old nodes at the check before
 
@@ -34,7 +35,7 @@ class Watch:
             old = [
                 thing
                 for thing in gc.get_objects()
-                if type(thing) is tape.Node and thing.plan is not None and thing.number < self.last
+                if type(thing) is tape.Node and thing.plan is not None and self.begun < thing.number < self.last
             ]
             steps, count = self.before
             # One that grows has at least a node for each step; a graph kept for long has as many as before.
