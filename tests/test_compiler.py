@@ -35,7 +35,7 @@ VIEWS = {
 }
 
 
-FOLDED = {  # backwards these are folded from what is no rectangle, for which the loops of numba have no code
+FOLDED = {  # backwards these are folded from what is no rectangle
     "folded, turned and cut": lambda s: tg.swapaxes(tg.reshape(s, (B, 4, 2)), 1, 2)[:, :, 1:],
     "folded, and every other": lambda s: tg.reshape(s, (B, 4, 2))[:, ::2, 1],
 }
