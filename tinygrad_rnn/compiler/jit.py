@@ -23,7 +23,7 @@ from tinygrad_rnn.backend import NUMPY
 from tinygrad_rnn.compiler.cache import module_of
 from tinygrad_rnn.compiler.layout import CONSTANT, SCRATCH, STACK, STREAM
 from tinygrad_rnn.compiler.loops import Generator
-from tinygrad_rnn.compiler.product import BYTES, multiply_add, pack, product
+from tinygrad_rnn.compiler.product import BYTES, kept, multiply_add, pack, product
 from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS
 from tinygrad_rnn.compiler.split import Run, Split
@@ -54,7 +54,7 @@ class _NoAlias(Compiler):  # type: ignore[misc, unused-ignore]
         return super().define_pipelines()  # type: ignore[no-untyped-call]
 
 
-@njit(nogil=True, error_model="numpy", cache=True)  # type: ignore[untyped-decorator, unused-ignore]
+@kept
 def _row(index: int, rows: int) -> int:
     """An index as NumPy takes it."""
     if index < -rows or index >= rows:

@@ -50,6 +50,14 @@ HEIGHT = 96
 TILE = 32
 
 
+def kept(function: Any) -> Any:
+    """Compile a function, and keep that for other processes if there is a folder to keep it in."""
+    try:
+        return njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:
+        return njit(nogil=True, error_model="numpy")(function)
+
+
 def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
     """Zeros that begin at a multiple of 64 bytes, so that no vector lies across two lines of the cache."""
     size = prod(shape if isinstance(shape, tuple) else (shape,)) * np.dtype(dtype).itemsize
@@ -65,14 +73,14 @@ def _itemsize(typing: Any, array: Any) -> Any:
     return types.intp(array), lambda context, *_: context.get_constant(types.intp, array.dtype.bitwidth // 8)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kept
 def packed_size(K: int, N: int, itemsize: int) -> int:
     """How many elements of ``itemsize`` bytes a (K, N) matrix has when packed."""
     lanes = BYTES // itemsize
     return K * lanes * ((N + lanes - 1) // lanes)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kept
 def pack(B: Any, packed: Any) -> None:
     """Copy a matrix into the order that ``multiply_add`` reads.
 
@@ -103,7 +111,7 @@ def pack(B: Any, packed: Any) -> None:
                 packed[whole * K + k * lanes + j] = B[k, whole + j] if whole + j < N else 0
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kept
 def multiply_add(A: Any, packed: Any, C: Any) -> None:
     """``C += A @ B`` for a packed B.
 
@@ -139,7 +147,7 @@ def multiply_add(A: Any, packed: Any, C: Any) -> None:
         n += vectors * lanes
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kept
 def product(A: Any, B: Any, C: Any) -> None:
     """``C = A @ B`` where neither is used again: B is packed on the way, so much at a time as stays in the cache.
 
