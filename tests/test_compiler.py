@@ -112,7 +112,8 @@ def totals_of(term, engine):
     step = Step([groups[1]], [groups[2]], [groups[0]], recorder.ops, [], [following], [total])
     sequence, start, weight = leaf(T, B, 2), leaf(B, 2, seed=1), leaf(B, 2, seed=2)
     with tg.no_grad():
-        _, _, (found,) = run.over(NUMPY, step, engine, T, False, [sequence], [start], [weight])
+        given = [sequence], [start], [weight]
+        _, _, (found,) = run.over(NUMPY, run.compiled(step, engine, *given), T, False, *given)
         expected, h = [], start
         for x in sequence:
             expected.append(term(weight, x, h).numpy())

@@ -170,6 +170,19 @@ def test_a_cell_with_a_will_of_its_own_about_generators_draws_what_the_loop_draw
     drawn_alike(make, "auto")
 
 
+def test_an_engine_without_code_for_the_cell_leaves_no_draw_behind():
+    def make(generators):
+        def cell(x, h):
+            h = tg.tanh(x + h) * generators[0].keep_mask(0.5, like=h)
+            return h, h + tg.cumsum(h, axis=-1)
+
+        return cell
+
+    for _ in range(2):  # the second time the refusal is remembered
+        with pytest.warns(UserWarning, match="by the array engine, .* no code for cumsum"):
+            drawn_alike(make, "auto")
+
+
 def zoned(**k):
     return nn.Zoneout(nn.LSTMCell(SIZE, SIZE, dtype=np.float64, generator=tg.Generator(0)), (0.3, 0.5), **k)
 

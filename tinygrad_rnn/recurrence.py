@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from tinygrad_rnn.backend import Array, get_backend
 from tinygrad_rnn.compiler.engines import candidates, chosen, engine_named
 from tinygrad_rnn.compiler.explain import Plan, planned
 from tinygrad_rnn.compiler.pure import kind_of, remember, remembered
-from tinygrad_rnn.compiler.record import Check, NoCode, Recording, Unrecordable, draw_all, record
-from tinygrad_rnn.compiler.run import over
+from tinygrad_rnn.compiler.record import NoCode, Recording, Unrecordable, draw_all, record
+from tinygrad_rnn.compiler.run import compiled, over
 from tinygrad_rnn.compiler.segments import check
 from tinygrad_rnn.nest import describe, form, leaves, map_nest
 from tinygrad_rnn.ops import pad, reshape, stack, unstack, where
@@ -166,7 +166,7 @@ def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset
     fresh = init_state(batch) if init_state and (state is None or reset is not None) else state
     state = map_nest(as_tensor, fresh if state is None else state)
     if lengths is None and reset is None:
-        return _Run(cell, step_of(cell, batch), xs, state, fresh, None, None, steps, steps, reverse, tuple(expose))
+        return _Run(step_of(cell, batch), xs, state, fresh, None, None, steps, steps, reverse, tuple(expose))
     _check_batch(state, batch)
     _alike(state, fresh, "init_state gives")
     alive = np.ones((steps, 1), bool) if lengths is None else _alive(lengths, steps, batch)
@@ -184,14 +184,23 @@ def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset
     begin = masks(begins[:reached]) if begins[:reached].any() else None
     if real:
         xs = map_nest(lambda leaf: real.choose(leaf, 0), xs)
-    return _Run(cell, step_of(cell, batch), xs, state, fresh, real, begin, reached, steps, reverse, tuple(expose))
+    return _Run(step_of(cell, batch), xs, state, fresh, real, begin, reached, steps, reverse, tuple(expose))
+
+
+class _Traced(NamedTuple):
+    """A step of a run as it was recorded, or as another like it was."""
+
+    xs: list[Tensor]
+    state: list[Tensor]
+    recording: Recording
+    shown: Any  # a nest built as what the step gave
+    notes: list[_Note]
 
 
 @dataclass
 class _Run:
     """What `scan` is to run, checked and laid out."""
 
-    cell: Any
     step: Callable[[Any, Any], Any]
     xs: Any
     state: Any
@@ -209,12 +218,15 @@ class _Run:
         if engine == "unrolled" or _observer.get() is not None or tape.MODE.get().listener is not None:
             return self.unrolled()
         refused: Unrecordable | None = None
+        traced: _Traced | None = None
         for name in candidates(engine, self.backend):
             if name == "unrolled" or not (refused is None or isinstance(refused, NoCode)):
                 name, result = "unrolled", self.unrolled()
                 break
+            module = engine_named(name)
             try:
-                result = self.compiled(engine_named(name), recompute)
+                traced = traced or self._traced(module)
+                result = self.by_engine(traced, module, recompute)
                 break
             except Unrecordable as refusal:
                 if engine != "auto":
@@ -235,14 +247,15 @@ class _Run:
         engine = chosen(engine)
         if engine == "unrolled":
             raise ValueError("engine 'unrolled' is the plain loop, of which there is no plan")
+        xs, state = self._flat()
+        recording: Recording | None = None
         reasons = []
         for name in candidates(engine, self.backend):
             if name == "unrolled":
                 continue
             try:
-                xs, state = self._flat()
-                recording, _, _ = self._recorded(xs, state, named=True)
-                groups = [*xs, *[draw.tensor for draw in recording.draws]], state, recording.consts
+                recording = recording or self._recorded(xs, state, named=True)[0]
+                groups = [*xs, *recording.drawn], state, recording.consts
                 return planned(recording.step, name, engine_named(name), groups, self.reached)
             except Unrecordable as reason:
                 reasons.append(f"{name}: {reason}")
@@ -270,36 +283,38 @@ class _Run:
         ys, exposed = map_nest(lambda *parts: stack(parts), *results)
         return ys, state, exposed
 
-    def compiled(self, engine: Any, recompute: str | int | None) -> tuple[Any, Any, Any]:
-        """One step recorded, and run over the sequence by an engine."""
+    def _traced(self, engine: Any) -> _Traced:
+        """One step, recorded or remembered; nothing is drawn."""
         xs, state = self._flat()
         kind = kind_of(self.step)
         key = None if kind is None else (kind[0], *self._form(xs, state))
         known = remembered(key) if key else None
         if kind and known:
-            step, consts, shown = known.step, known.constants(kind[1]), known.extra
-            drawn: list[Tensor] = []
-            notes: list[_Note] = []
-            checks: list[Check] = []
-        else:
-            with engine.context():  # or threads of BLAS would go on spinning while the loop runs
-                recording, shown, notes = self._recorded(xs, state)
-            if kind and not notes:
-                shown = map_nest(lambda _: None, shown)
-                remember(key, recording, kind[1], shown)
-            step, consts, checks = recording.step, recording.consts, recording.checks
-            drawn = draw_all(recording, self.reached, self.reverse)
+            return _Traced(xs, state, known.recording(kind[1]), known.extra, [])
+        with engine.context():  # or threads of BLAS would go on spinning while the loop runs
+            recording, shown, notes = self._recorded(xs, state)
+        if kind and not notes:
+            shown = map_nest(lambda _: None, shown)
+            remember(key, recording, kind[1], shown)
+        return _Traced(xs, state, recording, shown, notes)
+
+    def by_engine(self, traced: _Traced, engine: Any, recompute: str | int | None) -> tuple[Any, Any, Any]:
+        """A recorded step, run over the sequence by an engine; what raises `NoCode` has drawn nothing."""
+        xs, state, recording, shown, notes = traced
+        consts = recording.consts
+        plan = compiled(recording.step, engine, [*xs, *recording.drawn], state, consts)
+        drawn = draw_all(recording, self.reached, self.reverse)
         if notes and recompute is not None:  # these will write to what the cell reads, and is to read again
             consts = [const if const.requires_grad else _wrap(const._data.copy()) for const in consts]
         F, xs = _backend(xs[0]), [*xs, *drawn]
-        outs, last, _ = over(F, step, engine, self.reached, self.reverse, xs, state, consts, recompute)
+        outs, last, _ = over(F, plan, self.reached, self.reverse, xs, state, consts, recompute)
         remaining, parts = iter(outs), iter(last)
         ys, exposed = map_nest(lambda _: next(remaining), shown)
         noted = [(commit, [unstack(next(remaining)) for _ in tensors]) for commit, tensors in notes]
         for t in (reversed(range(self.reached)) if self.reverse else range(self.reached)) if noted else ():
             for commit, stacked in noted:
                 commit(*[steps[t] for steps in stacked])
-        for (_, limit, what), indices in zip(checks, remaining, strict=True):
+        for (_, limit, what), indices in zip(recording.checks, remaining, strict=True):
             _backend(indices).check_range(indices._data, limit, what)
         return ys, map_nest(lambda _: next(parts), self.state), exposed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -37,7 +38,12 @@ def candidates(engine: str, backend: str) -> tuple[str, ...]:
     """The engines that may be tried for ``engine``, the fastest first."""
     if engine != "auto":
         return (engine,)
-    return NAMES[1:] if backend == "numpy" and find_spec("numba") else NAMES[2:]
+    return NAMES[1:] if backend == "numpy" and _numba_is_here() else NAMES[2:]
+
+
+@cache
+def _numba_is_here() -> bool:
+    return find_spec("numba") is not None
 
 
 def engine_named(name: str) -> Any:

@@ -12,7 +12,7 @@ from types import FunctionType
 from typing import Any
 
 from tinygrad_rnn.compiler.record import Recording
-from tinygrad_rnn.compiler.step import Op, Step, Value, hashable, replay
+from tinygrad_rnn.compiler.step import Op, Recorder, Step, Value, hashable, replay
 from tinygrad_rnn.tensor import Tensor
 
 MOST = 256
@@ -38,12 +38,12 @@ class Known:
     consts: list[Value]
     extra: Any
 
-    def constants(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The tensors that the step's constants stand for in a cell that has these."""
+    def recording(self, tensors: list[Tensor]) -> Recording:
+        """As if a cell that has these tensors had been recorded."""
         values = {value: tensors[place] for value, place in self.sources.items()}
         for op in self.prologue:
             replay(op, values)
-        return [values[value] for value in self.consts]
+        return Recording(self.step, [values[value] for value in self.consts], [], Recorder(), [])
 
 
 def kind_of(cell: Any) -> tuple[Any, list[Tensor]] | None:

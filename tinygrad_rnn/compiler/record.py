@@ -113,6 +113,11 @@ class Recording:
     prologue: Recorder
     checks: list[Check]
 
+    @property
+    def drawn(self) -> list[Tensor]:
+        """What was drawn at the step that was recorded."""
+        return [draw.tensor for draw in self.draws]
+
 
 class _Namer:
     """Finds out what a cell calls its values: the names of its variables while it runs, and when it has run."""

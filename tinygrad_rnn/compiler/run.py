@@ -16,7 +16,7 @@ from typing import Any
 from tinygrad_rnn import tape
 from tinygrad_rnn.compiler import array
 from tinygrad_rnn.compiler.derive import Backward, backward_of, cut, flowing
-from tinygrad_rnn.compiler.record import Unrecordable
+from tinygrad_rnn.compiler.record import NoCode
 from tinygrad_rnn.compiler.segments import Segment, in_segments, parts, saving
 from tinygrad_rnn.compiler.split import CARRIED, SAME, Batched, Run, Split
 from tinygrad_rnn.compiler.step import Op, Step, Value
@@ -187,7 +187,7 @@ class Compiled:
         if key not in self._backward:
             try:
                 self._add(*key, self.engine)
-            except Unrecordable:  # parts of a step backwards may be what the engine has no code for
+            except NoCode:  # parts of a step backwards may be what the engine has no code for
                 self._add(*key, array)
         return self._backward[key]
 
@@ -208,19 +208,35 @@ class Compiled:
 
 
 MOST = 256  # so many structures are remembered
-_known: OrderedDict[Any, Compiled] = OrderedDict()
+_known: OrderedDict[Any, Compiled | NoCode] = OrderedDict()
 
 
-def compiled(step: Step, engine: Any, asked: tuple[Flags, ...]) -> Compiled:
-    """The programs for ``step``, from memory if a step of the same structure came before."""
+def compiled(step: Step, engine: Any, *groups: list[Tensor]) -> Compiled:
+    """The programs for ``step``, from memory if a step of the same structure came before.
+
+    ``groups`` are the inputs, the initial state and the constants, or others that need gradients where these do.
+
+    Raises
+    ------
+    NoCode
+        If the engine has no code for the step; this too is remembered.
+    """
+    recording = tape.MODE.get().recording
+    asked = tuple([tuple([recording and tensor.requires_grad for tensor in group]) for group in groups])
     key = engine, step.key, asked
     found = _known.get(key)
     if found is None:
-        found = _known[key] = Compiled(step, engine, asked)
+        try:
+            found = Compiled(step, engine, asked)
+        except NoCode as refusal:
+            found = NoCode(*refusal.args)  # without the traceback, which would keep what was recorded
+        _known[key] = found
         if len(_known) > MOST:
             _known.popitem(last=False)
     else:
         _known.move_to_end(key)
+    if isinstance(found, NoCode):
+        raise NoCode(*found.args)
     return found
 
 
@@ -247,8 +263,7 @@ class Kept:
 
 def over(
     F: Any,
-    step: Step,
-    engine: Any,
+    plan: Compiled,
     steps: int,
     reverse: bool,
     xs: list[Tensor],
@@ -256,15 +271,12 @@ def over(
     consts: list[Tensor],
     recompute: int | str | None = None,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Run ``step`` over a sequence: its outputs at all steps, the last state, and the totals.
+    """Run a step over a sequence: its outputs at all steps, the last state, and the totals.
 
     With ``recompute`` only some states are kept for the gradient, and what lies between is computed again; the step
     must have no totals.
     """
-    recording = tape.MODE.get().recording
-    groups = xs, carry, consts
-    asked = tuple([tuple([recording and tensor.requires_grad for tensor in group]) for group in groups])
-    plan = compiled(step, engine, asked)
+    groups, asked = (xs, carry, consts), plan.asked
     kept = Kept(F, plan, steps, reverse, xs, carry, consts, [], None)
     if not any(any(flags) for flags in asked):
         ys, last, totals = [
@@ -348,12 +360,24 @@ class _Scan:
         named[1] = {i: part for i, part in named[1].items() if i in backward.reached}
         return [named[k].get(i) for k, flags in enumerate(plan.asked) for i, flag in enumerate(flags) if flag]
 
-    def _again(self, F: Any, step: Step, engine: Any, *arguments: Any) -> tuple[list[Tensor], ...]:
+    def _again(
+        self,
+        F: Any,
+        step: Step,
+        engine: Any,
+        steps: int,
+        reverse: bool,
+        xs: list[Tensor],
+        carry: list[Tensor],
+        consts: list[Tensor],
+    ) -> tuple[list[Tensor], ...]:
         """The step backwards as one that can itself be differentiated, by an engine that has code for that."""
+        groups = xs, carry, consts
         try:
-            return over(F, step, engine, *arguments)
-        except Unrecordable:
-            return over(F, step, array, *arguments)
+            plan = compiled(step, engine, *groups)
+        except NoCode:
+            plan = compiled(step, array, *groups)
+        return over(F, plan, steps, reverse, *groups)
 
     def _backwards(
         self, node: tape.Node, kept: Kept, program: Program, values: dict[Value, Any], carry: Arrays
@@ -406,7 +430,8 @@ class _Scan:
         if any(value in read and value not in saved for value in step.carry):
             groups = kept.xs, kept.carry, kept.consts
             if as_tensors:
-                states, _, _ = over(kept.F, plan.states.step, plan.engine, kept.steps, kept.reverse, *groups)
+                again = compiled(plan.states.step, plan.engine, *groups)
+                states, _, _ = over(kept.F, again, kept.steps, kept.reverse, *groups)
             else:
                 arrays = [[tensor._data for tensor in group] for group in groups]
                 states, _, _ = plan.states(kept.F, kept.steps, kept.reverse, *arrays)
