@@ -5,16 +5,13 @@ from __future__ import annotations
 import numpy as np
 from cell_cases import BATCH, INPUT
 from helpers import on_backend
+from scan_ways import values
 
 import tinygrad_rnn as tg
 from tinygrad_rnn.nest import leaves
 
 STEPS = 5
 F64 = {"dtype": np.float64}
-
-
-def values(*shape, seed=0):
-    return np.random.default_rng((seed, *shape)).uniform(-1, 1, shape)
 
 
 def inputs(*shape):

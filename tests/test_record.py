@@ -18,7 +18,7 @@ from interpreted import interpreted
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import functional as F
-from tinygrad_rnn import nn
+from tinygrad_rnn import nn, optim
 from tinygrad_rnn.nest import leaves
 from tinygrad_rnn.recurrence import afterwards
 
@@ -59,6 +59,14 @@ def results(cell, learned, engine="unrolled", xs=None, state=None, **options):
     return [tensor.numpy() for tensor in found] + [
         None if tensor.grad is None else tensor.grad.numpy().copy() for tensor in (*given, *learned)
     ]
+
+
+def learns(module):
+    """A step of an optimizer."""
+    if learned := [p for p in module.parameters() if p.requires_grad]:
+        for p in learned:
+            p.grad = tg.ones_like(p)
+        optim.SGD(learned, lr=0.1).step()
 
 
 def slopes(found):

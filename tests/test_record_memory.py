@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_record import ROWS, SIZE, STEPS, engines, normal, results, same
+from test_record import ROWS, SIZE, STEPS, engines, learns, normal, results, same
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import functional as F
-from tinygrad_rnn import nn, optim
+from tinygrad_rnn import nn
 from tinygrad_rnn.nn.simple import IndRNNCell, PReLU
 
 
@@ -86,13 +86,6 @@ def thaws(cell):
 
 def doubles(cell):
     cell.weight_ih.data = cell.weight_ih.data * 2
-
-
-def learns(cell):
-    if learned := [p for p in cell.parameters() if p.requires_grad]:
-        for p in learned:
-            p.grad = tg.ones_like(p)
-        optim.SGD(learned, lr=0.1).step()
 
 
 def overrides(cell):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_record import ENGINES, ROWS, SIZE, STEPS, engines, normal, results, same, slopes
+from test_record import ENGINES, ROWS, SIZE, STEPS, engines, learns, normal, results, same, slopes
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import functional as F
@@ -48,13 +48,6 @@ def writes(m):
     m.w.data = m.w.data * 1.5
 
 
-def steps(m):
-    if learned := [p for p in m.parameters() if p.requires_grad]:
-        for p in learned:
-            p.grad = tg.ones_like(p)
-        optim.SGD(learned, lr=0.1).step()
-
-
 def freezes(m):
     m.w.requires_grad = False
 
@@ -71,7 +64,7 @@ CHANGES = {
     "no bias": set_to(b=None),
     "a bias": set_to(b=lambda m: nn.Parameter(normal(8, SIZE).data)),
     "data": writes,
-    "an optimizer": steps,
+    "an optimizer": learns,
     "load_state_dict": lambda m: m.load_state_dict({"w": m.w.numpy() * 0.5}, strict=False),
     "frozen": freezes,
     "all frozen": lambda m: m.requires_grad_(False),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tinygrad_rnn.tensor import Tensor
@@ -44,6 +44,12 @@ def map_nest(function: Callable[..., Any], nest: Any, *others: Any) -> Any:
     if isinstance(nest, list):
         return parts
     return type(nest)(*parts) if hasattr(nest, "_fields") else tuple(parts)
+
+
+def filled(like: Any, values: Iterable[Any]) -> Any:
+    """A nest like ``like`` that holds ``values``, in order; of an iterator it takes no more than it holds."""
+    source = iter(values)
+    return map_nest(lambda _: next(source), like)
 
 
 def form(nest: Any) -> Any:

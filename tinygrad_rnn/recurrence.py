@@ -19,7 +19,7 @@ from tinygrad_rnn.compiler.pure import kind_of, remember, remembered
 from tinygrad_rnn.compiler.record import NoCode, Recording, Unrecordable, draw_all, record
 from tinygrad_rnn.compiler.run import compiled, over
 from tinygrad_rnn.compiler.segments import check
-from tinygrad_rnn.nest import describe, form, leaves, map_nest
+from tinygrad_rnn.nest import describe, filled, form, leaves, map_nest
 from tinygrad_rnn.ops import pad, reshape, stack, unstack, where
 from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
 
@@ -308,15 +308,15 @@ class _Run:
             consts = [const if const.requires_grad else _wrap(const._data.copy()) for const in consts]
         F, xs = _backend(xs[0]), [*xs, *drawn]
         outs, last, _ = over(F, plan, self.reached, self.reverse, xs, state, consts, recompute)
-        remaining, parts = iter(outs), iter(last)
-        ys, exposed = map_nest(lambda _: next(remaining), shown)
+        remaining = iter(outs)
+        ys, exposed = filled(shown, remaining)
         noted = [(commit, [unstack(next(remaining)) for _ in tensors]) for commit, tensors in notes]
         for t in (reversed(range(self.reached)) if self.reverse else range(self.reached)) if noted else ():
             for commit, stacked in noted:
                 commit(*[steps[t] for steps in stacked])
         for (_, limit, what), indices in zip(recording.checks, remaining, strict=True):
             _backend(indices).check_range(indices._data, limit, what)
-        return ys, map_nest(lambda _: next(parts), self.state), exposed
+        return ys, filled(self.state, last), exposed
 
     def _flat(self) -> tuple[list[Tensor], list[Tensor]]:
         """The tensors that change from step to step, masks the last, and those of the state."""
@@ -341,9 +341,8 @@ class _Run:
 
         def call(xs: list[Tensor], state: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             nonlocal shown, notes
-            given, parts = iter(xs), iter(state)
-            x = map_nest(lambda _: next(given), self.xs)
-            before = map_nest(lambda _: next(parts), self.state)
+            given = iter(xs)
+            x, before = filled(self.xs, given), filled(self.state, state)
             real, begin = [
                 None if masks is None else partial(_of_step, next(given)) for masks in (self.real, self.begin)
             ]

@@ -234,5 +234,5 @@ def _function(F: Any, op: Op, name: str) -> Callable[..., Any]:
         return F.sigmoid  # type: ignore[no-any-return]
     if name == op.rule.name:
         return getattr(F.library, name)  # type: ignore[no-any-return]
-    forward, params = op.rule.forward, dict(zip(op.rule.params, op.params, strict=True))
-    return lambda *operands: forward(F, *operands, **params)
+    forward, named = op.rule.forward, op.named
+    return lambda *operands: forward(F, *operands, **named)

@@ -1,4 +1,4 @@
-"""The Numba engine, second half: the generated loop compiled, cached and run.
+"""The Numba engine, third part: the generated loop compiled, cached and run.
 
 See ``loops`` for the source, ``scalars`` and ``product`` for what it calls.
 """
@@ -191,11 +191,30 @@ class Loop:
             for value, store in code.memory.items()
         }
         self.slots = list(slots.values())
+        self.stacks = [value for kind, value, _ in self.slots if kind == STACK]
 
     def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
         """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""
-        code, steps, values = self.code, run.steps, run.values
-        memory = Memory()
+        code, steps = self.code, run.steps
+        arguments, states = self.laid_out(run, Memory())
+        for k, part in states.items():
+            part[steps if reverse and code.kept[k] else 0] = carry[k]
+        arguments += [packed_weight(run[value]) for value in code.packed]
+        arguments += self.constants
+        loop = _compiled(code.text)
+        if code.rows and steps * code.rows * code.work > LEAST_WORK:
+            shards = _cuts(code.rows, get_num_threads())
+            run_shards(lambda b0, b1: loop(steps, reverse, b0, b1, *arguments), shards)
+        else:
+            loop(steps, reverse, 0, code.rows, *arguments)
+        return [self._last(run, reverse, k, states[k]) for k in range(len(carry))]
+
+    def laid_out(self, run: Run, memory: Memory) -> tuple[list[Any], dict[int, Any]]:
+        """The arrays that the loop is called with, and which of them are the parts of the state.
+
+        What the loop makes for all steps is added to ``run``.
+        """
+        steps, values = run.steps, run.values
         arguments: list[Any] = []
         states: dict[int, Any] = {}
         for kind, value, store in self.slots:
@@ -207,18 +226,9 @@ class Loop:
                 array = memory.array(value.shape, value.dtype)
             else:
                 array = memory.array((steps + 1 if store.kept else 2, *value.shape), value.dtype)
-                array[steps if reverse and store.kept else 0] = carry[store.part]
                 states[store.part] = array
             arguments.append(array)
-        arguments += [packed_weight(values[value]) for value in code.packed]
-        arguments += self.constants
-        loop = _compiled(code.text)
-        if code.rows and steps * code.rows * code.work > LEAST_WORK:
-            shards = _cuts(code.rows, get_num_threads())
-            run_shards(lambda b0, b1: loop(steps, reverse, b0, b1, *arguments), shards)
-        else:
-            loop(steps, reverse, 0, code.rows, *arguments)
-        return [self._last(run, reverse, k, states[k]) for k in range(len(carry))]
+        return arguments, states
 
     def _last(self, run: Run, reverse: bool, k: int, memory: Any) -> Any:
         """One part of the last state; if it is wanted of all steps, these are added to ``run``."""

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from tinygrad_rnn.backend import Array
-from tinygrad_rnn.compiler.layout import SCRATCH, STACK, STREAM
 from tinygrad_rnn.compiler.record import Recording
-from tinygrad_rnn.compiler.run import _store
+from tinygrad_rnn.compiler.run import do_once
 from tinygrad_rnn.compiler.split import Run, Split
 from tinygrad_rnn.compiler.step import Step, Value
-from tinygrad_rnn.nest import leaves, map_nest
+from tinygrad_rnn.nest import filled, leaves, map_nest
 from tinygrad_rnn.tensor import Tensor, _wrap, as_tensor
 
 
@@ -64,7 +61,7 @@ class Form:
         if self.single:
             return _wrap(arrays[0])
         tensors = map(_wrap, arrays)
-        return tuple(tensors) if self.flat else map_nest(lambda _: next(tensors), self.like)
+        return tuple(tensors) if self.flat else filled(self.like, tensors)
 
 
 class Lane:
@@ -124,9 +121,7 @@ class Loop:
             F = self.engine.backend(F)
             run = Run(F, 1)
             run.values.update(zip(self.step.consts, [tensor._data for tensor in recording.consts], strict=True))
-            for op in self.split.same:
-                params = dict(zip(op.rule.params, op.params, strict=True))
-                _store(run, op, op.rule.forward(F, *[run[operand] for operand in op.operands], **params))
+            do_once(run, self.split.same)
         return run
 
 
@@ -160,31 +155,18 @@ class NumbaLane(Lane):
     """A step by the Numba engine: the loop, for one step, that first takes over what the step before it left."""
 
     def __init__(self, loop: Loop, run: Run, recording: Recording, form: Form, packed: list[Array]) -> None:
-        code, step, memory = loop.loop.code, loop.step, loop.engine.Memory()
-        places = {value: memory.array((1, *value.shape), value.dtype) for value in step.xs}
-        states = [memory.array((2, *value.shape), value.dtype) for value in step.carry]
-        self.xs = [places[value][0, ...] for value in step.xs]
-        self.before, self.state = [[part[i, ...] for part in states] for i in range(2)]
-        arguments: dict[Any, Array] = {}
-        for value, store in code.memory.items():
-            if store.part >= 0:
-                arguments[store.part] = states[store.part]
-            elif store.kind == STREAM:
-                arguments[value] = places[value]
-            elif store.kind == STACK:
-                arguments[value] = places[value] = memory.array((1, *value.shape), value.dtype)
-            elif store.kind == SCRATCH:
-                arguments[value] = memory.array(value.shape, value.dtype)
-            else:
-                arguments[value] = np.asarray(run[value], order="C")
+        step, program, memory = loop.step, loop.loop, loop.engine.Memory()
+        run = Run(run.F, 1, dict(run.values))
+        run.values.update({value: memory.array((1, *value.shape), value.dtype) for value in step.xs})
+        arguments, states = program.laid_out(run, memory)
+        self.xs = [run[value][0, ...] for value in step.xs]
+        self.before, self.state = [[states[k][i, ...] for k in range(len(step.carry))] for i in range(2)]
         ys = dict(zip(step.following, self.state, strict=True)) | dict(zip(step.carry, self.before, strict=True))
-        ys |= {value: place[0, ...] for value, place in places.items()}
+        ys |= {value: run[value][0, ...] for value in [*step.xs, *program.stacks]}
         self.ys = [ys[value] if value in ys else run[value] for value in step.ys]
         self.form, self.check = form, _checks(run.F, recording, self.ys)
-        taken = [(part, step.carry[part]) for part in arguments if type(part) is int]
-        self.function = loop.engine._compiled(_taking_over(code.text, taken))
-        numbers = [np.dtype(dtype).type(number) for number, dtype in code.numbers]
-        rest = (False, 0, code.rows, *arguments.values(), *packed, *numbers, *code.sizes)
+        self.function = loop.engine._compiled(_taking_over(program.source, [(k, step.carry[k]) for k in states]))
+        rest = (False, 0, program.code.rows, *arguments, *packed, *program.constants)
         self.function(0, *rest)  # so that it is compiled now
         self.arguments = (1, *rest)
 

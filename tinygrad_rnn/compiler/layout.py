@@ -18,11 +18,10 @@ from tinygrad_rnn.compiler.lower import lowered
 from tinygrad_rnn.compiler.places import Line, Place, of_operands, of_region, of_results, whole, within
 from tinygrad_rnn.compiler.record import NoCode
 from tinygrad_rnn.compiler.split import Split
-from tinygrad_rnn.compiler.step import Op, Value
+from tinygrad_rnn.compiler.step import PRODUCTS, Op, Value
 from tinygrad_rnn.ops.reduction import axes_of
 
 STREAM, STACK, BEFORE, AFTER, SCRATCH, CONSTANT = "stream", "stack", "before", "after", "scratch", "constant"
-PRODUCTS = ("matmul", "einsum")
 OTHERS = (*PRODUCTS, "gather", "place")
 REDUCTIONS = ("sum", "mean", "max", "min")
 DTYPES = ("float32", "float64", "bool", "int32", "int64")
@@ -92,6 +91,7 @@ class Layout:
     def __init__(self, split: Split) -> None:
         self.split = split
         self.step = split.step
+        self.stacked = set(split.stacked)
         self.rows = next((value.shape[0] for value in self.step.carry if value.ndim), 1)
         self.places: dict[Value, Place] = {}
         self.stores: dict[Value, Store] = {}
@@ -108,7 +108,7 @@ class Layout:
 
     def _lay_out(self) -> None:
         split, step = self.split, self.step
-        stacked = set(split.stacked)
+        stacked = self.stacked
         loop = [part for op in split.loop for part in ([op] if _has_code(op) else lowered(op))]
         self.kept = kept = [not stacked.isdisjoint(pair) for pair in zip(step.carry, step.following, strict=True)]
         for k, value in enumerate(step.carry):
@@ -129,14 +129,14 @@ class Layout:
                     continue
                 if value in joined:
                     target, lines = joined[value]
-                    self._own(target, Store(STACK if target in stacked else SCRATCH))
+                    self._own(target, self._store(target))
                     self.places[value] = within(self.places[target], lines)
                 elif value in heirs:
                     self._own(value, Store(AFTER, heirs[value], kept[heirs[value]]))
                 else:
-                    self._own(value, Store(STACK if value in stacked else SCRATCH))
+                    self._own(value, self._store(value))
             if op.rule.view:
-                self._view(op, stacked)
+                self._view(op)
             elif op.rule.joins:
                 self._join(op, joined)
             elif op.rule.name == "place":
@@ -146,6 +146,10 @@ class Layout:
         for k, value in enumerate(step.following):
             if heirs.get(value) != k:
                 self._copy(value, self._fresh(value, Store(AFTER, k, kept[k])))
+
+    def _store(self, value: Value) -> Store:
+        """Memory for what the loop makes."""
+        return Store(STACK if value in self.stacked else SCRATCH)
 
     def _own(self, value: Value, store: Store) -> None:
         if value not in self.places:
@@ -167,24 +171,24 @@ class Layout:
                         joined[part] = op.results[0], lines
         return joined
 
-    def _view(self, op: Op, stacked: set[Value]) -> None:
+    def _view(self, op: Op) -> None:
         (operand,) = op.inputs
         for value, lines in zip(op.results, of_results(op), strict=True):
             if lines is None:
-                self._fold(op, stacked)
+                self._fold(op)
                 return
             self.places[value] = within(self._place(operand), lines)
-            if value in stacked:
+            if value in self.stacked:
                 self.stores[value] = Store(STACK)
                 self._copy(value, whole(value))
 
-    def _fold(self, op: Op, stacked: set[Value]) -> None:
+    def _fold(self, op: Op) -> None:
         """A reshape by which one axis becomes of several: copied to memory of its own."""
         value, *more = op.results
         (lines,) = of_operands(op)
         if lines is None or more:
             raise _no_code(op)
-        self._own(value, Store(STACK if value in stacked else SCRATCH))
+        self._own(value, self._store(value))
         self._copy(op.operands[0], within(self.places[value], lines))
 
     def _join(self, op: Op, joined: dict[Value, tuple[Value, tuple[Line, ...]]]) -> None:
@@ -248,13 +252,9 @@ class Layout:
 
     def _preload(self) -> None:
         """What is added to a product is put first where the product goes, which is then added to it."""
-        readers: dict[Value, list[Item]] = {}
-        for item in self.items:
-            for operand in item.operands:
-                if type(operand) is Value:
-                    readers.setdefault(self._place(operand).base, []).append(item)
+        readers = self._readers()
         for product in [item for item in self.items if item.op and packs(item.op) and item.op not in self.sums]:
-            (reader, *others) = readers.get(product.result) or [product]
+            (reader, *others) = [item for item, _ in readers.get(product.result, ())] or [product]
             if others or reader is product or reader not in self.items or not reader.op or reader.op.rule.name != "add":
                 continue
             (addend, *more) = [operand for operand in reader.operands if operand is not product.result]
@@ -272,11 +272,7 @@ class Layout:
 
     def _inline(self) -> None:
         """Leave out what is only read in parts, as the sums of all gates are: each reader computes its part itself."""
-        readers: dict[Value, list[tuple[Item, Value]]] = {}
-        for item in self.items:
-            for operand in item.operands:
-                if type(operand) is Value:
-                    readers.setdefault(self._place(operand).base, []).append((item, operand))
+        readers = self._readers()
         for item in reversed(self.items):
             base = item.target.base
             if item.op is None or item.space is None or base is not item.result or self.stores[base].kind != SCRATCH:
@@ -296,15 +292,18 @@ class Layout:
         kept = set(self.inlined.values())
         self.items = [item for item in self.items if item not in kept]
 
+    def _readers(self) -> dict[Value, list[tuple[Item, Value]]]:
+        """By memory: who reads it, and what it is to them."""
+        readers: dict[Value, list[tuple[Item, Value]]] = {}
+        for item in self.items:
+            for operand in item.operands:
+                if type(operand) is Value:
+                    readers.setdefault(self._place(operand).base, []).append((item, operand))
+        return readers
+
     def _read_by(self, operands: Iterable[Any]) -> Iterator[Value]:
         """The values that are read for ``operands``, those of what is computed on the way among them."""
-        for operand in operands:
-            if type(operand) is Value:
-                within_it = self.inlined.get(self._place(operand).base)
-                if within_it is None:
-                    yield operand
-                else:
-                    yield from self._read_by(within_it.operands)
+        return (value for value in self._behind(operands) if self._place(value).base not in self.inlined)
 
     def _behind(self, operands: Iterable[Any]) -> Iterator[Value]:
         """``operands``, and those of what is computed on the way to them."""
@@ -398,7 +397,7 @@ class Layout:
 
 
 def reduced_axes(op: Op) -> tuple[int, ...]:
-    return axes_of(dict(zip(op.rule.params, op.params, strict=True))["axis"], op.operands[0].ndim)
+    return axes_of(op.named["axis"], op.operands[0].ndim)
 
 
 def packs(op: Op | None) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ class Generator(Layout):
     def _work(self) -> int:
         work = 0
         for item in self.items:
-            elements = int(np.prod(item.result.shape[1:], dtype=np.int64))
+            elements = prod(item.result.shape[1:])
             work += elements * (item.operands[0].shape[1] if item.space is None and item.operands[0].ndim == 2 else 8)
         return work
 
@@ -118,10 +119,8 @@ class Generator(Layout):
         return self.numbers.setdefault((repr(number), dtype), (f"k{len(self.numbers)}", number))[0]
 
     def _memory(self, base: Value, *indices: str) -> str:
-        self.memory.setdefault(base, self.stores[base])
-        lead = self.stores[base].index
-        found = [index for index in (lead, *indices) if index]
-        return f"{self._name(base)}[{', '.join(found) or '()'}]"
+        found = [index for index in (self.stores[base].index, *indices) if index]
+        return f"{self._memory_of(base)}[{', '.join(found) or '()'}]"
 
     def _read(self, value: Value, known: dict[Value, str], indices: list[str]) -> str:
         """The element of a value, broadcast against a loop with these indices; computed, if it is in no memory."""
@@ -202,12 +201,11 @@ class Generator(Layout):
             return found if operand.dtype == dtype else f"{dtype.name}({found})"
 
         names = dict(zip(op.rule.operands, op.operands, strict=True))
-        params = dict(zip(op.rule.params, op.params, strict=True))
         scalar = op.rule.scalar
         expression = scalar if isinstance(scalar, str) else scalar(*op.params) if scalar else ""
         if dtype.kind == "i":
             expression = expression.replace("imum(", "(")
-        constants = {"zero": 0, "one": 1, "infinity": float("inf"), **params}
+        constants = {"zero": 0, "one": 1, "infinity": float("inf"), **op.named}
 
         def replaced(match: re.Match[str]) -> str:
             word = match.group()
@@ -215,8 +213,7 @@ class Generator(Layout):
                 return text(word, names[word])
             return self._number(constants[word], dtype.name) if word in constants else word
 
-        found = re.sub(r"[a-z_]\w*(?!\w*\()", replaced, expression)
-        return found
+        return re.sub(r"[a-z_]\w*(?!\w*\()", replaced, expression)
 
     def _memory_of(self, base: Value) -> str:
         self._place(base)
@@ -290,7 +287,7 @@ class Generator(Layout):
         element = self._element(self._place(x), x.shape, inside)
         adding = f"total + {element}" if name in ("sum", "mean") else f"{name}imum(total, {element})"
         lines.append(f"{inner}total = {adding}")
-        count = int(np.prod([x.shape[axis] for axis in reduced], dtype=np.int64))
+        count = prod([x.shape[axis] for axis in reduced])
         result = f"total / {self._number(float(count), dtype)}" if name == "mean" else "total"
         kept = indices if item.result.ndim == x.ndim else [i for axis, i in enumerate(indices) if axis not in reduced]
         lines.append(f"{pad}{self._element(item.target, item.result.shape, kept)} = {result}")

@@ -80,8 +80,7 @@ def of_region(shape: tuple[int, ...], index: tuple[Any, ...]) -> tuple[Line, ...
 
 
 def _forward(op: Op, arrays: list[Any]) -> list[Any]:
-    params = dict(zip(op.rule.params, op.params, strict=True))
-    results = op.rule.forward(NUMPY, *arrays, **params)
+    results = op.forward(NUMPY, *arrays)
     return results if op.rule.several else [results]
 
 

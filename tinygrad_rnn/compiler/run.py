@@ -19,13 +19,12 @@ from tinygrad_rnn.compiler.derive import Backward, backward_of, cut, flowing
 from tinygrad_rnn.compiler.record import NoCode
 from tinygrad_rnn.compiler.segments import Segment, in_segments, parts, saving
 from tinygrad_rnn.compiler.split import CARRIED, SAME, Batched, Run, Split
-from tinygrad_rnn.compiler.step import Op, Step, Value
+from tinygrad_rnn.compiler.step import PRODUCTS, Op, Step, Value
 from tinygrad_rnn.ops.rule import _check
 from tinygrad_rnn.tensor import Tensor, _wrap, as_tensor
 
 Arrays = list[Any]
 Flags = tuple[bool, ...]
-PRODUCTS = ("matmul", "einsum")
 ROWS, STEPS = 1024, 128  # so many rows in one product are enough for BLAS to be fast; but not more than so many steps
 
 
@@ -67,9 +66,7 @@ class Program:
         run = Run(F, steps)
         run.values.update(zip(self.step.xs, xs, strict=True))
         run.values.update(zip(self.step.consts, consts, strict=True))
-        for op in split.same:
-            params = dict(zip(op.rule.params, op.params, strict=True))
-            _store(run, op, op.rule.forward(F, *[run[operand] for operand in op.operands], **params))
+        do_once(run, split.same)
         self._over_time(run, split.before)
         last = self.loop(run, reverse, carry)
         _forget(run, self._done_with[None])
@@ -120,6 +117,12 @@ class Program:
             )
             return array if fresh else run.F.asarray(array).copy()
         return run.F.asarray(array).copy() if value not in self.step.carry else array
+
+
+def do_once(run: Run, work: list[Op]) -> None:
+    """Operations that are the same at every step."""
+    for op in work:
+        _store(run, op, op.forward(run.F, *[run[operand] for operand in op.operands]))
 
 
 def _store(run: Run, op: Op, results: Any) -> None:

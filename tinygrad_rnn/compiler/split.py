@@ -170,15 +170,14 @@ class Split:
             timed = self._timed(op)
             floats = all(o.dtype.kind == "f" for o, has in zip(op.operands, timed, strict=True) if has)
             changing = [name for name, has in zip(_operand_names(op), timed, strict=True) if has]
-            rule, params = op.rule, op.params
+            rule = op.rule
             if floats and (rule.jointly or (len(changing) == 1 and changing[0] in rule.each)):
                 parts = [
                     self._total(o) if has or (rule.jointly and type(o) is Value) else self._constant(o, rule.jointly)
                     for o, has in zip(op.operands, timed, strict=True)
                 ]
-                named = dict(zip(rule.params, params, strict=True))
-                return lambda run: rule.forward(run.F, *[part(run) for part in parts], **named)
-            if rule.total is not None and (how := rule.total(rule, params, _forms(op), timed)):
+                return lambda run: op.forward(run.F, *[part(run) for part in parts])
+            if rule.total is not None and (how := rule.total(rule, op.params, _forms(op), timed)):
                 self._leaves.update(op.inputs)
                 return lambda run: how(run.F, run.steps, *[run[operand] for operand in op.operands])
         self._leaves.add(value)

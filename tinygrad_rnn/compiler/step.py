@@ -18,6 +18,8 @@ from tinygrad_rnn.ops.rule import Rule
 from tinygrad_rnn.tape import MODE, Node, no_grad
 from tinygrad_rnn.tensor import Tensor
 
+PRODUCTS = ("matmul", "einsum")  # rules
+
 
 class Value:
     """A tensor of the step, of which shape and dtype are known, and how it came about (None: from outside)."""
@@ -72,6 +74,15 @@ class Op:
     def inputs(self) -> list[Value]:
         """The operands that are values."""
         return [operand for operand in self.operands if type(operand) is Value]
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The static arguments by their names."""
+        return dict(zip(self.rule.params, self.params, strict=True))
+
+    def forward(self, F: Any, *operands: Any) -> Any:
+        """Do what it does, to arrays of ``F``."""
+        return self.rule.forward(F, *operands, **self.named)
 
     def __repr__(self) -> str:
         return f"<{self.rule.name}>"

@@ -20,8 +20,7 @@ from tinygrad_rnn.compiler.engines import candidates, chosen, engine_named
 from tinygrad_rnn.compiler.lanes import ArrayLane, Called, Form, Lane, Loop, NumbaLane, copy
 from tinygrad_rnn.compiler.record import Recording, Unrecordable, _Listener, record
 from tinygrad_rnn.compiler.watch import Watch
-from tinygrad_rnn.functional import dropout
-from tinygrad_rnn.nest import leaves, map_nest
+from tinygrad_rnn.nest import filled, leaves, map_nest
 from tinygrad_rnn.nn.recurrent import Recurrent, _Face
 from tinygrad_rnn.recurrence import _alike, step_of
 from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
@@ -170,9 +169,7 @@ class CompiledStep:
 
         def call(xs: list[Tensor], state: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             nonlocal form
-            given, parts = iter(xs), iter(state)
-            x, before = map_nest(lambda _: next(given), self._x.like), map_nest(lambda _: next(parts), self._parts.like)
-            y, following = _taken(step, x, before)
+            y, following = _taken(step, filled(self._x.like, xs), filled(self._parts.like, state))
             form = Form(map_nest(lambda part: _wrap(part._data), y))
             return [part for _, part in leaves(y)], [part for _, part in leaves(following)]
 
@@ -260,18 +257,16 @@ def _step_of(cell: Any, batch: int) -> Callable[[Any, Any], tuple[Any, Any]]:
     steps = [step_of(own, batch) for (own,) in cell._layers()]
 
     def step(x: Any, state: Any) -> tuple[Any, Any]:
+        before = state if cell.stacked else [state]
         following = []
-        for layer, (own, before) in enumerate(zip(steps, state if cell.stacked else [state], strict=True)):
-            if layer:
-                x = dropout(x, cell.dropout, cell.training, cell.generator)
-            y, after = own(x, before)
-            if layer and cell.residual:
-                if y.shape != x.shape:
-                    raise ValueError(f"residual: layer {layer} makes {y.shape} of {x.shape}; the two cannot be added")
-                y = y + x
-            x = y
+
+        def run(layer: int, x: Any) -> Any:
+            y, after = steps[layer](x, before[layer])
             following.append(after)
-        return x, following if cell.stacked else following[0]
+            return y
+
+        y = cell._through(x, len(steps), run)
+        return y, following if cell.stacked else following[0]
 
     return step
 

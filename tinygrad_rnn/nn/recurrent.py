@@ -142,28 +142,34 @@ class Recurrent(Module):
             given = [part if self.bidirectional else (part,) for part in (state if self.stacked else [state])]
         states: Any = []
         shown: Any = []
-        options = {"lengths": lengths, "reset": reset, "expose": expose}
-        for layer, (cells, directions) in enumerate(zip(layers, given, strict=True)):
-            if layer:
-                h = F.dropout(h, self.dropout, self.training, self.generator)
-            runs = [
-                scan(cell, h, start, reverse=bool(i), **options)
-                for i, (cell, start) in enumerate(zip(cells, directions, strict=True))
-            ]
-            y = concatenate([run[0] for run in runs], axis=-1) if self.bidirectional else runs[0][0]
-            if layer and self.residual:
-                if y.shape != h.shape:
-                    raise ValueError(f"residual: layer {layer} makes {y.shape} of {h.shape}; the two cannot be added")
-                y = y + h
-            h = y
-            states.append(self._joined([run[1] for run in runs]))
+
+        def run(layer: int, h: Tensor) -> Any:
+            pairs = enumerate(zip(layers[layer], given[layer], strict=True))
+            runs = [scan(cell, h, start, bool(i), lengths, reset, expose) for i, (cell, start) in pairs]
+            states.append(self._joined([one[1] for one in runs]))
             if expose:
-                shown.append(self._joined([run[2] for run in runs]))
+                shown.append(self._joined([one[2] for one in runs]))
+            return concatenate([one[0] for one in runs], axis=-1) if self.bidirectional else runs[0][0]
+
+        h = self._through(h, len(layers), run)
         if self.batch_first:
             h, shown = map_nest(lambda leaf: swapaxes(leaf, 0, 1), (h, shown))
         if not self.stacked:
             states, shown = states[0], shown[0] if expose else None
         return (h, states, shown) if expose else (h, states)
+
+    def _through(self, h: Tensor, layers: int, run: Callable[[int, Tensor], Any]) -> Tensor:
+        """``run(layer, h)`` by one layer after the other, with what lies between them."""
+        for layer in range(layers):
+            if layer:
+                h = F.dropout(h, self.dropout, self.training, self.generator)
+            y = run(layer, h)
+            if layer and self.residual:
+                if y.shape != h.shape:
+                    raise ValueError(f"residual: layer {layer} makes {y.shape} of {h.shape}; the two cannot be added")
+                y = y + h
+            h = y
+        return h
 
     def extra_repr(self) -> str:
         said = {"batch_first": self.batch_first, "dropout": self.dropout, "residual": self.residual}

@@ -32,7 +32,7 @@ __all__ = [
 
 def _gathered(rule: Rule, params: tuple[Any, ...], operands: Sequence[Any], timed: Sequence[bool]) -> Any:
     (index,) = params
-    kinds = "".join("a" if item is HOLE or isinstance(item, int) else "-" for item in index)
+    kinds = _kinds(index)
     if not any(timed[1:]):
         if "-a" in kinds.lstrip("-"):  # then the axes that the arrays make would come before time
             return None
@@ -48,7 +48,7 @@ def _gathered(rule: Rule, params: tuple[Any, ...], operands: Sequence[Any], time
 
 def _placed(rule: Rule, params: tuple[Any, ...], operands: Sequence[Any], timed: Sequence[bool]) -> Any:
     shape, index = params
-    kinds = "".join("a" if item is HOLE or isinstance(item, int) else "-" for item in index)
+    kinds = _kinds(index)
     if not any(timed[1:]):
         if len(operands) > 1 and "-a" in kinds.lstrip("-"):
             return None
@@ -73,6 +73,11 @@ def _summed_places(rule: Rule, params: tuple[Any, ...], operands: Sequence[Any],
         return None
     shape, index = params
     return lambda F, steps, values, *arrays: rule.forward(F, values, *arrays, shape=shape, index=index)
+
+
+def _kinds(index: Sequence[Any]) -> str:
+    """An index with "a" for each array or int, which goes along with the arrays, and "-" for all else."""
+    return "".join("a" if item is HOLE or isinstance(item, int) else "-" for item in index)
 
 
 def _arrays_first(kinds: str, arrays: Sequence[Any]) -> bool:
