@@ -27,7 +27,7 @@ def backend(F: Any) -> Any:
 
 
 def context() -> Any:
-    """What all of a run is done in."""
+    """What a step is recorded in."""
     return nullcontext()
 
 

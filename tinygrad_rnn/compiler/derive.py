@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from tinygrad_rnn import tape
-from tinygrad_rnn.compiler.step import Op, Recorder, Step, Value, needed_for, replay
+from tinygrad_rnn.compiler.step import Op, Recorder, Step, Value, hashable, needed_for, replay
 from tinygrad_rnn.gradients import _key
 from tinygrad_rnn.tensor import Tensor
 
@@ -112,11 +113,13 @@ def backward_of(
     finally:
         tape.MODE.reset(token)
     literals = {value: tensor._data for value, tensor in recorder.constants.items()}
+    ops, same = _once(recorder.ops)
+    leaving = {kind: [same.get(value, value) for value in values] for kind, values in leaving.items()}
     back = Step(
         xs=[*step.xs, *step.carry, *arriving["ys"]],
         carry=arriving["following"],
         consts=[*step.consts, *arriving["totals"], *literals],
-        ops=[*step.ops, *recorder.ops],
+        ops=[*step.ops, *ops],
         ys=leaving["xs"],
         following=leaving["carry"],
         totals=leaving["consts"],
@@ -124,6 +127,18 @@ def backward_of(
     )
     back.ops = back.pruned()
     return Backward(back, taken["ys"], taken["following"], reached, taken["totals"], given["xs"], given["consts"])
+
+
+def _once(ops: Iterable[Op]) -> tuple[list[Op], dict[Value, Value]]:
+    """``ops`` without those that do what another did, and which results stand for theirs."""
+    known: dict[Any, Op] = {}
+    same: dict[Value, Value] = {}
+    for op in ops:
+        op.operands = tuple([same.get(o, o) if type(o) is Value else o for o in op.operands])
+        first = known.setdefault((op.rule, hashable(op.operands), hashable(op.params), op.recording), op)
+        if first is not op:
+            same.update(zip(op.results, first.results, strict=True))
+    return list(known.values()), same
 
 
 def _leaves(step: Step, xs: Sequence[bool], carry: Sequence[bool], consts: Sequence[bool]) -> dict[Value, Tensor]:

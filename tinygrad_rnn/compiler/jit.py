@@ -31,7 +31,7 @@ from tinygrad_rnn.threads import blas_limited, get_num_threads, run_shards
 
 FUSES = True
 ROWS_APART = True  # the rows of its products have the same bits among any other rows
-LEAST_WORK = 1 << 20  # multiplications of a run that are worth a second thread
+LEAST_WORK = 1 << 23  # multiplications of a run that are worth a second thread
 
 
 def backend(F: Any) -> Any:
@@ -42,7 +42,7 @@ def backend(F: Any) -> Any:
 
 
 def context() -> Any:
-    """What all of a run is done in."""
+    """What a step is recorded in."""
     return blas_limited()
 
 
@@ -122,10 +122,12 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.matmul = self._matmul
+        self.einsum = blas_limited()(np.einsum)
 
     def _matmul(self, a: Any, b: Any) -> Any:
         if not (a.ndim == b.ndim == 2 and a.dtype == b.dtype and a.dtype in (np.float32, np.float64)):
-            return np.matmul(a, b)
+            with blas_limited():
+                return np.matmul(a, b)
         out = np.empty((a.shape[0], b.shape[1]), a.dtype)
         shares = get_num_threads() if a.size * b.shape[1] > LEAST_WORK else 1
         run_shards(product, [(a[i:j], b, out[i:j]) for i, j in _cuts(len(a), shares)])

@@ -160,20 +160,20 @@ def product(A: Any, B: Any, C: Any) -> None:
     """
     M, K = A.shape
     N = B.shape[1]
-    C[:, :] = 0
     itemsize: int = _itemsize(C)  # type: ignore[call-arg]
     part = np.empty((min(M, HEIGHT), N), C.dtype)
     buffer = np.empty(packed_size(min(K, DEPTH), N, itemsize) + 64, C.dtype)
     start = (-buffer.ctypes.data % 64) // itemsize
-    for k in range(0, K, DEPTH):
+    for k in range(0, max(K, 1), DEPTH):
         depth = min(DEPTH, K - k)
         packed = buffer[start : start + packed_size(depth, N, itemsize)]
         pack(B[k : k + depth], packed)
         for m in range(0, M, HEIGHT):
-            sums = part[: min(HEIGHT, M - m)]
+            sums = part[: min(HEIGHT, M - m)] if k else C[m : m + HEIGHT]
             sums[:, :] = 0
             multiply_add(A[m : m + HEIGHT, k : k + depth], packed, sums)
-            C[m : m + HEIGHT] += sums
+            if k:
+                C[m : m + HEIGHT] += sums
 
 
 @intrinsic

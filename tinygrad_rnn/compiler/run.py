@@ -56,13 +56,8 @@ class Program:
         self, F: Any, steps: int, reverse: bool, xs: Arrays, carry: Arrays, consts: Arrays
     ) -> tuple[Arrays, Arrays, Arrays]:
         """Outputs of all steps, last state, and totals."""
-        with self.engine.context():
-            return self._run(self.engine.backend(F), steps, reverse, xs, carry, consts)
-
-    def _run(
-        self, F: Any, steps: int, reverse: bool, xs: Arrays, carry: Arrays, consts: Arrays
-    ) -> tuple[Arrays, Arrays, Arrays]:
         split = self.split
+        F = self.engine.backend(F)
         run = Run(F, steps)
         run.values.update(zip(self.step.xs, xs, strict=True))
         run.values.update(zip(self.step.consts, consts, strict=True))
@@ -71,7 +66,9 @@ class Program:
         last = self.loop(run, reverse, carry)
         _forget(run, self._done_with[None])
         self._over_time(run, split.after)
-        totals = [_alike(F, total(run), value) for total, value in zip(split.totals, self.step.totals, strict=True)]
+        sums = {value: _alike(F, total(run), value) for value, total in split.totals.items()}
+        wanted = self.step.totals
+        totals = [sums[value].copy() if value in wanted[:i] else sums[value] for i, value in enumerate(wanted)]
         return [self._output(run, value) for value in self.step.ys], [F.asarray(part).copy() for part in last], totals
 
     def _over_time(self, run: Run, work: list[Batched]) -> None:

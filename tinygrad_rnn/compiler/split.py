@@ -51,7 +51,7 @@ class Split:
     stacked
         What is made in the loop, or carried by it, and wanted of all steps afterwards.
     totals
-        How each of the step's totals is found in the end.
+        How each of the step's totals is found in the end, by its value.
     """
 
     def __init__(self, step: Step, fuses: bool, apart: bool = True) -> None:
@@ -86,7 +86,7 @@ class Split:
         self._looped = self._needed_in_loop(carried)
         self._leaves: set[Value] = set()
         self._known_totals: dict[Value, Total] = {}
-        self.totals = [self._total(value) for value in step.totals]
+        self.totals = {value: self._total(value) for value in step.totals}
         wanted = {*step.ys, *self._leaves}
         after = needed_for(wanted, [op for op in carried if op not in self._looped])
         if fuses:  # what is only put side by side is written so by the loop
