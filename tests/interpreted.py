@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.compiler import jit
+from tinygrad_rnn.compiler import jit, layout, run
 
 
 def multiply_add(a: Any, b: Any, c: Any) -> None:
@@ -49,3 +49,16 @@ def interpreted() -> Iterator[None]:
         yield
     finally:
         jit._compiled, jit.packed_weight, jit.Memory.array = before
+
+
+@contextmanager
+def rows_last() -> Iterator[None]:
+    """Inside the ``with`` block the engine has rows last in memory wherever it can, not only where they are many."""
+    before = layout.FEW, layout.MANY
+    run._known.clear()
+    layout.FEW, layout.MANY = 1 << 30, 2
+    try:
+        yield
+    finally:
+        layout.FEW, layout.MANY = before
+        run._known.clear()

@@ -3,12 +3,12 @@ nothing else noticed."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
 import pytest
-from interpreted import interpreted
+from interpreted import interpreted, rows_last
 from scan_ways import B, T, derivatives, leaf, made, same, weights
 
 import tinygrad_rnn as tg
@@ -199,12 +199,24 @@ def test_rows_that_are_exchanged_are_not_shared_out(name):
         same(derivatives(way, "numba", 2), derivatives(way, "unrolled", 2))
 
 
-@pytest.mark.parametrize("by", ["array", "numba"])
+@pytest.mark.parametrize(("by", "memory"), [("array", nullcontext), ("numba", nullcontext), ("numba", rows_last)])
 @pytest.mark.parametrize("name", MIXED)
-def test_rows_that_are_shared_out(name, by):
+def test_rows_that_are_shared_out(name, by, memory):
     way = partial(mixing, MIXED[name])
-    with in_shards(), interpreted():
+    with in_shards(), interpreted(), memory():
         same(derivatives(way, by, 2), derivatives(way, "unrolled", 2))
+
+
+@pytest.mark.parametrize(("hidden", "batch", "last"), [(5, 32, True), (16, 32, False), (5, 15, False)])
+def test_rows_are_last_where_features_are_few(hidden, batch, last):
+    cell, xs = made("GRU", 3, hidden), leaf(T, batch, 3)
+
+    def way():
+        return tg.scan(cell, xs), [xs, *weights(cell)]
+
+    run._known.clear()
+    same(derivatives(way, "numba", 2), derivatives(way, "unrolled", 2))
+    assert {plan.forward.loop.code.rows_last for plan in run._known.values()} == {last}
 
 
 # Taking operations apart
@@ -256,12 +268,12 @@ def products(program):
 # Values saved; products outside and inside of the loop, forwards and backwards; operations done once, before, in and
 # after the loop, and values that it reads and leaves of all steps, forwards and backwards.
 FACTS = {
-    ("RNN", "array"): [2, (1, 1), (1, 1), [0, 2, 4, 0, 1, 2], [2, 1, 4, 3, 2, 1]],
-    ("RNN", "numba"): [2, (1, 1), (1, 1), [0, 1, 5, 0, 1, 2], [2, 0, 5, 3, 2, 1]],
+    ("RNN", "array"): [2, (1, 1), (1, 1), [0, 2, 4, 0, 1, 2], [2, 1, 4, 2, 2, 1]],
+    ("RNN", "numba"): [2, (1, 1), (1, 1), [0, 1, 5, 0, 1, 2], [2, 0, 5, 2, 2, 1]],
     ("GRU", "array"): [5, (1, 1), (1, 1), [0, 3, 13, 0, 3, 6], [2, 6, 14, 4, 8, 4]],
     ("GRU", "numba"): [5, (1, 1), (1, 1), [0, 1, 15, 0, 1, 6], [2, 0, 21, 3, 6, 2]],
-    ("LSTM", "array"): [7, (1, 1), (1, 1), [0, 2, 13, 0, 1, 8], [2, 8, 17, 3, 12, 1]],
-    ("LSTM", "numba"): [7, (1, 1), (1, 1), [0, 1, 14, 0, 1, 8], [2, 0, 25, 3, 7, 1]],
+    ("LSTM", "array"): [7, (1, 1), (1, 1), [0, 2, 13, 0, 1, 8], [2, 8, 17, 2, 12, 1]],
+    ("LSTM", "numba"): [7, (1, 1), (1, 1), [0, 1, 14, 0, 1, 8], [2, 0, 25, 2, 7, 1]],
 }
 
 

@@ -6,14 +6,14 @@ The search goes on in ``python tests/random_steps.py --engine array --cells 2000
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreted import interpreted
+from interpreted import interpreted, rows_last
 from random_steps import Outcome, fails_alike, outcome, shrunk, slope_error
 from step_drawing import drawn
 from step_program import Leaf, Line, Value, text_of
@@ -21,14 +21,19 @@ from step_program import Leaf, Line, Value, text_of
 import tinygrad_rnn as tg
 from tinygrad_rnn.nest import leaves, map_nest
 
-ENGINES = (("array", 300), ("numba", 300))
+WAYS = {  # by name: the engine, how many cells, and what is otherwise meanwhile
+    "array": ("array", 300, ()),
+    "numba": ("numba", 300, (interpreted,)),
+    "numba, rows last": ("numba", 200, (interpreted, rows_last)),
+}
 COMPILED = 20  # so many small cells are compiled, which takes a second or two for each
 REFUSED = {"array": 0.15, "numba": 0.25}  # at most such a share of cells is refused, or trembles
 randoms = st.randoms(use_true_random=False)
 
 
-@pytest.mark.parametrize(("name", "cells"), ENGINES)
-def test_engine_is_the_plain_loop(backend, name, cells):
+@pytest.mark.parametrize("way", WAYS)
+def test_engine_is_the_plain_loop(backend, way):
+    name, cells, otherwise = WAYS[way]
     if name == "numba" and backend != "numpy":
         pytest.skip("Numba runs on NumPy alone")
     counts: Counter[str] = Counter()
@@ -41,7 +46,9 @@ def test_engine_is_the_plain_loop(backend, name, cells):
         counts[result.kind] += 1
         assert not result.failed, f"{result.message}\n\n{text_of(program, name)}"
 
-    with interpreted() if name == "numba" else nullcontext():
+    with ExitStack() as stack:
+        for context in otherwise:
+            stack.enter_context(context())
         check()
     assert counts["refused"] + counts["trembles"] <= REFUSED[name] * counts.total(), counts
 

@@ -109,6 +109,10 @@ class Loop:
         body = "\n        ".join([f"for {', '.join([names[value] for value in rows])}, in rows:", *lines])
         return f"{head}    {body}\n", functions, rows, constants
 
+    def feeding(self, F: Any) -> Any:
+        """What computes for the loop, before it."""
+        return F
+
     def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
         """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""
         rows = self._laid_out(run, reverse, carry)

@@ -27,6 +27,7 @@ from tinygrad_rnn.compiler.product import BYTES, kept, multiply_add, pack, produ
 from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS
 from tinygrad_rnn.compiler.split import Run, Split
+from tinygrad_rnn.compiler.step import Value
 from tinygrad_rnn.threads import blas_limited, get_num_threads, run_shards
 
 FUSES = True
@@ -119,9 +120,9 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
     spinning after each product, on the cores that the loop needs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, transposed: bool = False) -> None:
         super().__init__()
-        self.matmul = self._matmul
+        self.matmul = self._transposed if transposed else self._matmul
         self.einsum = blas_limited()(np.einsum)
 
     def _matmul(self, a: Any, b: Any) -> Any:
@@ -133,6 +134,10 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
         run_shards(product, [(a[i:j], b, out[i:j]) for i, j in _cuts(len(a), shares)])
         return out
 
+    def _transposed(self, a: Any, b: Any) -> Any:
+        """The product, its columns in memory one after the other."""
+        return self._matmul(b.T, a.T).T if a.ndim == b.ndim == 2 else self._matmul(a, b)
+
 
 def _cuts(n: int, parts: int) -> list[tuple[int, int]]:
     """``n`` in so many nearly equal parts: from and to."""
@@ -140,7 +145,7 @@ def _cuts(n: int, parts: int) -> list[tuple[int, int]]:
     return [(i, j) for i, j in pairwise(ends) if i < j]
 
 
-HOST = _Host()
+HOST, FEATURES_FIRST = _Host(), _Host(transposed=True)
 
 
 class Memory:
@@ -195,6 +200,10 @@ class Loop:
         self.slots = list(slots.values())
         self.stacks = [value for kind, value, _ in self.slots if kind == STACK]
 
+    def feeding(self, F: Any) -> Any:
+        """What computes for the loop, before it."""
+        return FEATURES_FIRST if self.code.rows_last else F
+
     def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
         """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""
         code, steps = self.code, run.steps
@@ -220,17 +229,35 @@ class Loop:
         arguments: list[Any] = []
         states: dict[int, Any] = {}
         for kind, value, store in self.slots:
-            if kind in (STREAM, CONSTANT):
+            if kind == CONSTANT:
                 array = np.asarray(values[value], order="C")
-            elif kind == STACK:
-                array = values[value] = memory.array((steps, *value.shape), value.dtype)
+            elif kind == STREAM:
+                array = np.asarray(self._rows_last(values[value]), order="C")
             elif kind == SCRATCH:
-                array = memory.array(value.shape, value.dtype)
+                _, array = self._array(memory, (), value)
             else:
-                array = memory.array((steps + 1 if store.kept else 2, *value.shape), value.dtype)
-                states[store.part] = array
+                kept = steps if kind == STACK else steps + 1 if store.kept else 2
+                timed, array = self._array(memory, (kept,), value)
+                if kind == STACK:
+                    values[value] = timed
+                else:
+                    states[store.part] = timed
             arguments.append(array)
         return arguments, states
+
+    def _array(self, memory: Memory, time: tuple[int, ...], value: Value) -> tuple[Any, Any]:
+        """Memory for a value, as an array with these axes before its own, and as the loop is given it."""
+        if not self.code.rows_last:
+            array = memory.array((*time, *value.shape), value.dtype)
+            return array, array
+        rows, *others = value.shape
+        array = memory.array((*others, *time, rows), value.dtype)
+        at = len(others)
+        return array.transpose((*range(at, array.ndim), *range(at))), array
+
+    def _rows_last(self, array: Any) -> Any:
+        """An array (T, B, ...) as the loop is given it."""
+        return array.transpose((*range(2, array.ndim), 0, 1)) if self.code.rows_last else array
 
     def _last(self, run: Run, reverse: bool, k: int, memory: Any) -> Any:
         """One part of the last state; if it is wanted of all steps, these are added to ``run``."""

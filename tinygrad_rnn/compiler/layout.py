@@ -25,6 +25,7 @@ STREAM, STACK, BEFORE, AFTER, SCRATCH, CONSTANT = "stream", "stack", "before", "
 OTHERS = (*PRODUCTS, "gather", "place")
 REDUCTIONS = ("sum", "mean", "max", "min")
 DTYPES = ("float32", "float64", "bool", "int32", "int64")
+FEW, MANY = 16, 16  # fewer features than that fill no vector; so many rows do
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class Layout:
         Items whose result is read from memory.
     by_rows
         Whether no item mixes rows.
+    rows_last
+        Whether rows are the last axis in memory, features the first: where these are few, and rows many.
 
     Raises
     ------
@@ -102,6 +105,8 @@ class Layout:
         self._preload()
         self._inline()
         self.by_rows = self._rows_apart()
+        widest = max([value.shape[-1] for value in self.step.carry if value.ndim], default=FEW)
+        self.rows_last = split.apart and self.by_rows and self.rows >= MANY and widest < FEW
         self._arrange()
 
     # -- where everything is

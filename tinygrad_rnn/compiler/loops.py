@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.compiler.layout import SCRATCH, Item, Layout, Store, packs, reduced_axes
+from tinygrad_rnn.compiler.layout import CONSTANT, SCRATCH, Item, Layout, Store, packs, reduced_axes
 from tinygrad_rnn.compiler.places import Place
 from tinygrad_rnn.compiler.split import Split
 from tinygrad_rnn.compiler.step import Value
@@ -33,6 +33,8 @@ class Source:
         The others: weights to be packed, constants with their dtypes, and sizes.
     kept
         Which parts of the state are kept of all steps.
+    rows_last
+        Whether memory has the axes of a value from its second on, then time, and then its rows.
     work
         Multiplications, or what takes as long, for a row and step.
     rows
@@ -45,6 +47,7 @@ class Source:
     numbers: list[tuple[float, str]]
     sizes: list[int]
     kept: list[bool]
+    rows_last: bool
     work: int
     rows: int
 
@@ -88,9 +91,17 @@ class Generator(Layout):
             "        after_of_two = one_step - before_of_two",
         ]
         text = "\n".join([*head, *[f"        {line}" for line in body]]) + "\n"
-        numbers = [(number, dtype) for (_, dtype), (_, number) in self.numbers.items()]
-        rows = self.rows if self.by_rows else 0
-        return Source(text, self.memory, list(self.packed), numbers, list(self.sizes), self.kept, self._work(), rows)
+        return Source(
+            text,
+            self.memory,
+            list(self.packed),
+            [(number, dtype) for (_, dtype), (_, number) in self.numbers.items()],
+            list(self.sizes),
+            self.kept,
+            self.rows_last,
+            self._work(),
+            self.rows if self.by_rows else 0,
+        )
 
     def _work(self) -> int:
         work = 0
@@ -119,7 +130,13 @@ class Generator(Layout):
         return self.numbers.setdefault((repr(number), dtype), (f"k{len(self.numbers)}", number))[0]
 
     def _memory(self, base: Value, *indices: str) -> str:
-        found = [index for index in (self.stores[base].index, *indices) if index]
+        store = self.stores[base]
+        if self.rows_last and store.kind != CONSTANT:
+            row, *others = indices
+            indices = *others, store.index, row
+        else:
+            indices = store.index, *indices
+        found = [index for index in indices if index]
         return f"{self._memory_of(base)}[{', '.join(found) or '()'}]"
 
     def _read(self, value: Value, known: dict[Value, str], indices: list[str]) -> str:
@@ -153,15 +170,11 @@ class Generator(Layout):
     def _headers(self, space: tuple[int, ...]) -> tuple[list[str], list[str]]:
         """Nested loops over ``space``, and their indices."""
         lines: list[str] = []
-        indices = []
-        for axis, n in enumerate(space):
-            if n == 1:
-                indices.append("zero_step")
-                continue
-            shard = axis == 0 and self.by_rows
-            lines.append("    " * len(lines) + f"for i{axis} in range({'b0, b1' if shard else self._size(n)}):")
-            indices.append(f"i{axis}")
-        return lines, indices
+        axes = [axis for axis, n in enumerate(space) if n != 1]
+        for axis in [*axes[1:], *axes[:1]] if self.rows_last else axes:
+            ends = "b0, b1" if axis == 0 and self.by_rows else self._size(space[axis])
+            lines.append("    " * len(lines) + f"for i{axis} in range({ends}):")
+        return lines, [f"i{axis}" if n != 1 else "zero_step" for axis, n in enumerate(space)]
 
     def _fused(self, group: list[Item], space: tuple[int, ...]) -> list[str]:
         lines, indices = self._headers(space)
@@ -231,6 +244,8 @@ class Generator(Layout):
 
     def _matmul(self, item: Item) -> list[str]:
         a, b, *_ = item.operands
+        if self.rows_last:
+            return self._matmul_rows_last(item, a, b)
         packed = self.packed.setdefault(b, f"packed{len(self.packed)}")
         left = self._rows_text(self._place(a), a.shape)
         target = self._rows_text(item.target, item.result.shape)
@@ -241,6 +256,20 @@ class Generator(Layout):
             f"product[:, :] = {self._number(0, item.result.dtype.name)}",
             f"multiply_add({left}, {packed}, product)",
         ]
+
+    def _matmul_rows_last(self, item: Item, a: Value, b: Value) -> list[str]:
+        """A product by loops: a number of the weight times a feature of all rows."""
+        column = [] if b.shape[1] == 1 else [f"for i1 in range({self._size(b.shape[1])}):"]
+        i1, pad = ("i1", "    ") if column else ("zero_step", "")
+        total = self._element(item.target, item.result.shape, ["i0", i1])
+        rows = "for i0 in range(b0, b1):"
+        lines = [] if item.adds else [rows, f"    {total} = {self._number(0.0, item.result.dtype.name)}"]
+        lines += [
+            f"for k in range({self._size(b.shape[0])}):",
+            f"    {rows}",
+            f"        {total} += {self._element(self._place(a), a.shape, ['i0', 'k'])} * {self._memory(b, 'k', i1)}",
+        ]
+        return [*column, *[f"{pad}{line}" for line in lines]]
 
     def _sum(self, item: Item) -> list[str]:
         """A product whose right operand cannot be packed, by loops over letters."""

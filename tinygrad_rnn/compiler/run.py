@@ -58,11 +58,12 @@ class Program:
         """Outputs of all steps, last state, and totals."""
         split = self.split
         F = self.engine.backend(F)
-        run = Run(F, steps)
+        run = Run(self.loop.feeding(F), steps)
         run.values.update(zip(self.step.xs, xs, strict=True))
         run.values.update(zip(self.step.consts, consts, strict=True))
         do_once(run, split.same)
         self._over_time(run, split.before)
+        run.F = F
         last = self.loop(run, reverse, carry)
         _forget(run, self._done_with[None])
         self._over_time(run, split.after)
@@ -280,7 +281,7 @@ def over(
     kept = Kept(F, plan, steps, reverse, xs, carry, consts, [], None)
     if not any(any(flags) for flags in asked):
         ys, last, totals = [
-            [_wrap(array) for array in group] for group in plan.forward(F, steps, reverse, *kept.inputs)
+            [_wrap(_in_order(array)) for array in group] for group in plan.forward(F, steps, reverse, *kept.inputs)
         ]
         return ys, last, totals
     if recompute is None:
@@ -299,10 +300,15 @@ def over(
     sizes = [len(group) for group in plan.active]
     firsts = 0, sizes[0], sizes[0] + sizes[1]
     ys, last, totals = [
-        [_selected(node, array, first + i, sum(sizes), active[i]) for i, array in enumerate(group)]
+        [_selected(node, _in_order(array), first + i, sum(sizes), active[i]) for i, array in enumerate(group)]
         for group, first, active in zip(results, firsts, plan.active, strict=True)
     ]
     return ys, last, totals
+
+
+def _in_order(array: Any) -> Any:
+    """``array`` in C order, whichever order an engine had for it."""
+    return array if array.flags.c_contiguous else array.copy()
 
 
 def _selected(node: tape.Node, array: Any, position: int, count: int, active: bool) -> Tensor:

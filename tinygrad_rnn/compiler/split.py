@@ -50,6 +50,8 @@ class Split:
         What the loop reads that is another at each step.
     stacked
         What is made in the loop, or carried by it, and wanted of all steps afterwards.
+    apart
+        Whether there are other parts than the loop at all.
     totals
         How each of the step's totals is found in the end, by its value.
     """
@@ -65,6 +67,7 @@ class Split:
             Whether anything that is not the same at every step may leave the loop; a single step has nothing to gain.
         """
         self.step = step
+        self.apart = apart
         ops = step.pruned()
         self.level: dict[Value, int] = dict.fromkeys(step.consts, SAME)
         self.level |= dict.fromkeys(step.xs, BEFORE) | dict.fromkeys(step.carry, CARRIED)
