@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +15,8 @@ from test_record import ROWS, SIZE, STEPS, engines, learns, normal, results, sam
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import functional as F
-from tinygrad_rnn import nn
+from tinygrad_rnn import nn, recurrence
+from tinygrad_rnn.compiler import pure
 from tinygrad_rnn.nn.simple import IndRNNCell, PReLU
 
 
@@ -306,3 +308,111 @@ def test_threads_with_other_numbers_each_get_their_own(by):
             assert [*pool.map(wrong, range(4))] == [0] * 4
     finally:
         sys.setswitchinterval(before)
+
+
+# Functions that promise
+
+
+rate: Any = 0.5
+
+
+class Held:
+    """What one cell reads, each in another way."""
+
+    def __init__(self) -> None:
+        self.weights = [nn.Parameter(normal(1, SIZE, SIZE).data), nn.Parameter(normal(2, SIZE).data)]
+        self.power: Any = 1.0
+        self.helper = twice(1.0)
+        self.held: Any = None
+
+    def cell(self, add=0.0, gain=1.0):
+        weights, power, helper, held = self.weights, self.power, self.helper, self.held
+
+        def cell(x, h, *, add=add):
+            h = tg.sin(x @ weights[0] + h * rate) * power + add + helper(weights[-1]) * cell.gain
+            return h if held is None else h * held["factor"], h
+
+        cell.gain = gain
+        cell.pure = True
+        return cell
+
+
+def twice(times):
+    return lambda x: x * (2 * times)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """How often a step was recorded."""
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return record(*arguments, **options)
+
+    record = recurrence.record
+    monkeypatch.setattr(recurrence, "record", counted)
+    monkeypatch.setattr(pure, "_known", OrderedDict())
+    return calls
+
+
+def outcome(cell, weights, by):
+    xs, start = normal(1, STEPS, ROWS, SIZE), normal(2, ROWS, SIZE)
+    ys, last = tg.scan(cell, xs, start, engine=by)
+    return [ys.numpy(), last.numpy(), *[g.numpy() for g in tg.grad(tg.sum(ys), [xs, start, *weights])]]
+
+
+def sees(held, by, **defaults):
+    cell = held.cell(**defaults)
+    same(outcome(cell, held.weights, by), outcome(cell, held.weights, "unrolled"))
+
+
+@engines
+def test_a_pure_function_is_recorded_once(by, recorded):
+    for _ in range(3):
+        sees(Held(), by)  # other functions, with other weights, of the same code
+    assert len(recorded) == 1
+
+
+@engines
+def test_what_a_pure_function_reads_is_seen(by, recorded, monkeypatch):
+    held = Held()
+    sees(held, by)
+    held.weights[0].data = normal(3, SIZE, SIZE).data
+    sees(held, by)
+    assert len(recorded) == 1
+    changes = (
+        lambda: setattr(held, "power", 3.0),
+        lambda: setattr(held, "helper", twice(4.0)),
+        lambda: setattr(held, "helper", lambda x: x - 1),
+        lambda: held.weights.append(held.weights[1]),
+        lambda: monkeypatch.setitem(globals(), "rate", -0.25),
+    )
+    for number, change in enumerate(changes, 2):
+        change()
+        sees(held, by)
+        assert len(recorded) == number
+    for one in ({"add": 1.0}, {"add": -0.0}, {"gain": 5.0}):
+        number += 1
+        sees(held, by, **one)
+        assert len(recorded) == number
+
+
+@engines
+def test_a_function_is_recorded_each_time_if_it_holds_what_changes_unseen(by, recorded):
+    held = Held()
+    held.held = {"factor": 2.0}
+    for number in range(1, 4):
+        sees(held, by)
+        assert len(recorded) == number
+        held.held["factor"] += 1.0
+
+
+@engines
+def test_a_function_that_promises_nothing_is_recorded_each_time(by, recorded):
+    held = Held()
+    cell = held.cell()
+    del cell.pure
+    for number in range(1, 4):
+        outcome(cell, held.weights, by)
+        assert len(recorded) == number

@@ -27,7 +27,7 @@ def map_nest(function: Callable[..., Any], nest: Any, *others: Any) -> Any:
     TypeError
         If one of ``others`` is not built as ``nest`` is.
     """
-    if isinstance(nest, Tensor) or not isinstance(nest, (tuple, list, Mapping)):
+    if nest is None or isinstance(nest, Tensor) or not isinstance(nest, (tuple, list, Mapping)):
         for other in others:
             if not isinstance(other, Tensor) and isinstance(other, (tuple, list, Mapping)):
                 raise TypeError(f"the nests differ: {describe(nest)} and {describe(other)}")
@@ -49,7 +49,7 @@ def map_nest(function: Callable[..., Any], nest: Any, *others: Any) -> Any:
 def filled(like: Any, values: Iterable[Any]) -> Any:
     """A nest like ``like`` that holds ``values``, in order; of an iterator it takes no more than it holds."""
     source = iter(values)
-    return map_nest(lambda _: next(source), like)
+    return next(source) if isinstance(like, Tensor) else map_nest(lambda _: next(source), like)
 
 
 def form(nest: Any) -> Any:

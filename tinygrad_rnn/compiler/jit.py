@@ -21,7 +21,7 @@ from numba.core.compiler import Compiler
 
 from tinygrad_rnn.backend import NUMPY
 from tinygrad_rnn.compiler.cache import module_of
-from tinygrad_rnn.compiler.layout import CONSTANT, SCRATCH, STACK, STREAM
+from tinygrad_rnn.compiler.layout import CONSTANT, SCRATCH, STACK, STREAM, Store
 from tinygrad_rnn.compiler.loops import Generator
 from tinygrad_rnn.compiler.product import BYTES, kept, multiply_add, pack, product
 from tinygrad_rnn.compiler.record import Unrecordable
@@ -130,8 +130,10 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
             with blas_limited():
                 return np.matmul(a, b)
         out = np.empty((a.shape[0], b.shape[1]), a.dtype)
-        shares = get_num_threads() if a.size * b.shape[1] > LEAST_WORK else 1
-        run_shards(product, [(a[i:j], b, out[i:j]) for i, j in _cuts(len(a), shares)])
+        if a.size * b.shape[1] > LEAST_WORK:
+            run_shards(product, [(a[i:j], b, out[i:j]) for i, j in _cuts(len(a), get_num_threads())])
+        else:
+            product(a, b, out)
         return out
 
     def _transposed(self, a: Any, b: Any) -> Any:
@@ -184,6 +186,28 @@ def packed_weight(weight: Any) -> Any:
     return result
 
 
+class _Slot:
+    """What an argument of the loop is, and how it lies in memory.
+
+    Attributes
+    ----------
+    first, last
+        Its axes there before and after that of time.
+    there, back
+        The order of the axes of an array (T, B, ...) there, and the way back; empty if it is the same.
+    """
+
+    def __init__(self, value: Value, store: Store, rows_last: bool) -> None:
+        self.value = value
+        self.store = store
+        self.first: tuple[int, ...] = ()
+        self.last, self.there, self.back = value.shape, self.first, self.first
+        if rows_last and store.kind != CONSTANT:
+            self.first, self.last = value.shape[1:], value.shape[:1]
+            axes, at = range(value.ndim + 1), value.ndim - 1
+            self.there, self.back = (*axes[2:], 0, 1), (*axes[at:], *axes[:at])
+
+
 class Loop:
     """The loop of a split step; see `tinygrad_rnn.compiler.array.Loop`."""
 
@@ -194,11 +218,11 @@ class Loop:
         self.constants = [*[np.dtype(dtype).type(number) for number, dtype in code.numbers], *code.sizes]
         # What each argument is: where its memory comes from, and of which part of the state it is, which comes once.
         slots = {
-            (store.part if store.part >= 0 else value): (store.kind, value, store)
+            (store.part if store.part >= 0 else value): _Slot(value, store, code.rows_last)
             for value, store in code.memory.items()
         }
         self.slots = list(slots.values())
-        self.stacks = [value for kind, value, _ in self.slots if kind == STACK]
+        self.stacks = [slot.value for slot in self.slots if slot.store.kind == STACK]
 
     def feeding(self, F: Any) -> Any:
         """What computes for the loop, before it."""
@@ -228,36 +252,26 @@ class Loop:
         steps, values = run.steps, run.values
         arguments: list[Any] = []
         states: dict[int, Any] = {}
-        for kind, value, store in self.slots:
+        for slot in self.slots:
+            value, store = slot.value, slot.store
+            kind = store.kind
             if kind == CONSTANT:
                 array = np.asarray(values[value], order="C")
             elif kind == STREAM:
-                array = np.asarray(self._rows_last(values[value]), order="C")
+                array = values[value]
+                array = np.asarray(array.transpose(slot.there) if slot.there else array, order="C")
             elif kind == SCRATCH:
-                _, array = self._array(memory, (), value)
+                array = memory.array((*slot.first, *slot.last), value.dtype)
             else:
                 kept = steps if kind == STACK else steps + 1 if store.kept else 2
-                timed, array = self._array(memory, (kept,), value)
+                array = memory.array((*slot.first, kept, *slot.last), value.dtype)
+                timed = array.transpose(slot.back) if slot.back else array
                 if kind == STACK:
                     values[value] = timed
                 else:
                     states[store.part] = timed
             arguments.append(array)
         return arguments, states
-
-    def _array(self, memory: Memory, time: tuple[int, ...], value: Value) -> tuple[Any, Any]:
-        """Memory for a value, as an array with these axes before its own, and as the loop is given it."""
-        if not self.code.rows_last:
-            array = memory.array((*time, *value.shape), value.dtype)
-            return array, array
-        rows, *others = value.shape
-        array = memory.array((*others, *time, rows), value.dtype)
-        at = len(others)
-        return array.transpose((*range(at, array.ndim), *range(at))), array
-
-    def _rows_last(self, array: Any) -> Any:
-        """An array (T, B, ...) as the loop is given it."""
-        return array.transpose((*range(2, array.ndim), 0, 1)) if self.code.rows_last else array
 
     def _last(self, run: Run, reverse: bool, k: int, memory: Any) -> Any:
         """One part of the last state; if it is wanted of all steps, these are added to ``run``."""

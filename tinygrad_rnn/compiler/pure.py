@@ -1,18 +1,21 @@
 """Doing without a recording: a cell known to be pure does the same as long as it is built and called the same way.
 
-A cell is pure if its class says so by an attribute ``pure = True`` of its own: one step depends on nothing but its
-arguments, its attributes and the modules and functions among these, and changes nothing. The library's own cells are.
+A cell is pure if its class, or the function that it is, says so by an attribute ``pure = True`` of its own: one step
+depends on nothing but its arguments, its attributes (the outer variables and globals of a function) and the modules and
+functions among these, and changes nothing. The library's own cells are.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+from tinygrad_rnn.compiler.notes import MISSING, contents_of
 from tinygrad_rnn.compiler.record import Recording
 from tinygrad_rnn.compiler.step import Op, Recorder, Step, Value, hashable, replay
+from tinygrad_rnn.compiler.watch import code_facts, package_of_module
 from tinygrad_rnn.tensor import Tensor
 
 MOST = 256
@@ -53,24 +56,69 @@ def kind_of(cell: Any) -> tuple[Any, list[Tensor]] | None:
     return None if key is None else (key, tensors)
 
 
-def _kind(module: Any, tensors: list[Tensor]) -> Any:
-    cls = type(module)
+def _kind(cell: Any, tensors: list[Tensor]) -> Any:
+    if type(cell) is FunctionType:
+        return _of_function(cell, tensors, {}) if cell.__dict__.get("pure", False) else None
+    cls = type(cell)
     if not vars(cls).get("pure", False):
         return None
     parts: list[Any] = [cls, cls.forward]
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor):
-            place = next((i for i, other in enumerate(tensors) if other is value), len(tensors))
-            if place == len(tensors):
-                tensors.append(value)
-            parts.append((name, place, value.shape, value.dtype, value.requires_grad))
-        elif type(value) in _PLAIN or (type(value) is FunctionType and _is_ours(value)):
-            parts.append((name, hashable(value)))
-        elif (below := _kind(value, tensors)) is not None:
-            parts.append((name, below))
+    for name, value in vars(cell).items():
+        part = _of_value(value, tensors)
+        if part is None and type(value) is FunctionType and _is_ours(value):
+            part = value
+        if part is None:
+            part = _kind(value, tensors)
+        if part is not None:
+            parts.append((name, part))
         elif name != "_buffers":
             return None
     return tuple(parts)
+
+
+def _of_value(value: Any, tensors: list[Tensor]) -> Any:
+    """A tensor or a plain value; None for anything else."""
+    if isinstance(value, Tensor):
+        place = next((i for i, other in enumerate(tensors) if other is value), len(tensors))
+        if place == len(tensors):
+            tensors.append(value)
+        return place, value.shape, value.dtype, value.requires_grad
+    return (hashable(value),) if type(value) in _PLAIN else None
+
+
+def _of_function(function: FunctionType, tensors: list[Tensor], seen: dict[FunctionType, int]) -> Any:
+    """A function by its code and by all that it can read."""
+    code = function.__code__
+    named, package = code_facts(code)
+    if package is not None:
+        return function
+    if function in seen:
+        return seen[function]
+    seen[function] = len(seen)
+    outer = [contents_of(cell) for cell in function.__closure__ or ()]
+    own = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *function.__dict__.values()]
+    parts: list[Any] = [code, *function.__dict__]
+    for value in [*outer, *own, *[function.__globals__.get(name, MISSING) for name in named]]:
+        part = _of_held(value, tensors, seen)
+        if part is None:
+            return None
+        parts.append(part)
+    return tuple(parts)
+
+
+def _of_held(value: Any, tensors: list[Tensor], seen: dict[FunctionType, int]) -> Any:
+    """What a function holds; None if it is nothing of which it is known when it changes."""
+    kind = type(value)
+    if kind is FunctionType:
+        return _of_function(value, tensors, seen)
+    if kind in (tuple, list):
+        parts = [_of_held(part, tensors, seen) for part in value]
+        return None if None in parts else (kind, *parts)
+    if kind is ModuleType:
+        return None if package_of_module(value) is None else value
+    if kind is BuiltinFunctionType or value is MISSING:
+        return value
+    return _of_value(value, tensors) or _kind(value, tensors)
 
 
 def _is_ours(function: FunctionType) -> bool:

@@ -7,7 +7,7 @@ engine. When the gradient is itself to be recorded, the step backwards is run by
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -140,6 +140,42 @@ def _alike(F: Any, array: Any, value: Value) -> Any:
     return array if array.dtype == value.dtype else array.astype(value.dtype)
 
 
+class Way:
+    """A program backwards, and where what it is given comes from.
+
+    Attributes
+    ----------
+    sources
+        Of each of its inputs and of each of its constants: of which group it is, and which of that. The groups are
+        ``xs`` and ``consts`` of the run forwards, what was ``saved`` of it, its ``states``, the cotangents ``dys`` and
+        ``dtotals``, and the program's ``literals``.
+    read
+        Those of ``xs`` and ``consts`` that are read.
+    states
+        Whether the state before each step is read, which was not saved.
+    """
+
+    def __init__(self, plan: Compiled, program: Program, backward: Backward) -> None:
+        step = plan.step
+        self.program = program
+        self.backward = backward
+        first = len(step.xs) + len(step.carry)
+        groups: dict[str, Sequence[tuple[int, Value]]] = {
+            "xs": [*enumerate(step.xs)],
+            "consts": [*enumerate(step.consts)],
+            "states": [*enumerate(step.carry)],
+            "saved": [*enumerate(plan.saved)],
+            "dys": [*zip(backward.ys, backward.step.xs[first:], strict=True)],
+            "dtotals": [*zip(backward.totals, backward.step.consts[len(step.consts) :], strict=False)],
+            "literals": [*enumerate(program.step.literals)],
+        }
+        source = {value: (kind, i) for kind, pairs in groups.items() for i, value in pairs}
+        self.sources = [[source[value] for value in group] for group in (program.step.xs, program.step.consts)]
+        taken = [one for group in self.sources for one in group]
+        self.read = [one for one in taken if one[0] in ("xs", "consts")]
+        self.states = any(kind == "states" for kind, _ in taken)
+
+
 class Compiled:
     """A step with what is asked of it: programs forwards and backwards, made when they are first needed.
 
@@ -155,7 +191,7 @@ class Compiled:
         self.engine = engine
         self.asked = asked
         self.size = len(step.ys)
-        self._backward: dict[Any, tuple[Program, Backward]] = {}
+        self._backward: dict[Any, Way] = {}
         if any(any(flags) for flags in asked):
             every = [[True] * len(group) for group in (step.ys, step.carry, step.totals)]
             first = backward_of(step, *every, *asked)
@@ -175,15 +211,15 @@ class Compiled:
     @property
     def programs(self) -> list[Program]:
         """The programs backwards that there are so far."""
-        return [program for program, _ in self._backward.values()]
+        return [way.program for way in self._backward.values()]
 
     @property
     def saved(self) -> list[Value]:
         """What the step backwards reads."""
         return self.step.ys[self.size :]
 
-    def backward(self, ys: Flags, last: Flags, totals: Flags, asked: tuple[Flags, ...]) -> tuple[Program, Backward]:
-        """The program that carries the cotangents of these results to what is asked."""
+    def backward(self, ys: Flags, last: Flags, totals: Flags, asked: tuple[Flags, ...]) -> Way:
+        """How the cotangents of these results are carried to what is asked."""
         key = ys, last, totals, asked
         if key not in self._backward:
             try:
@@ -195,7 +231,7 @@ class Compiled:
     def _add(self, ys: Flags, last: Flags, totals: Flags, asked: tuple[Flags, ...], engine: Any) -> None:
         backward = backward_of(self.step, ys, last, totals, *asked)
         shorter, _ = cut(self.step, backward.step, self.saved)
-        self._backward[ys, last, totals, asked] = Program(shorter, engine), backward
+        self._backward[ys, last, totals, asked] = Way(self, Program(shorter, engine), backward)
 
     @cached_property
     def marking(self) -> Program:
@@ -331,39 +367,35 @@ class _Scan:
             kept = saving(kept)
             node = tape.record(SCAN, node.parents, _Plan(len(node.parents)), (kept,))
         plan: Compiled = kept.compiled
-        step = plan.step
-        parents = iter(node.parents)
-        wanted = tuple(
-            [tuple([flag and (asked is None or next(parents) in asked) for flag in flags]) for flags in plan.asked]
-        )
-        ends = len(step.ys), len(step.ys) + len(step.carry)
-        dys, dlast, dtotals = cotangents[: ends[0]], cotangents[ends[0] : ends[1]], cotangents[ends[1] :]
-        ys, last, totals = [tuple([g is not None for g in group]) for group in (dys, dlast, dtotals)]
-        program, backward = plan.backward(ys, last, totals, wanted)
-        F = kept.F
-        values = {value: F.asarray(array) for value, array in program.step.literals.items()}
+        wanted = plan.asked
+        if asked is not None:
+            parents = iter(node.parents)
+            wanted = tuple([tuple([flag and next(parents) in asked for flag in flags]) for flags in wanted])
+        ends = len(plan.step.ys), len(plan.step.ys) + len(plan.step.carry)
+        arriving = cotangents[: ends[0]], cotangents[ends[0] : ends[1]], cotangents[ends[1] :]
+        ys, last, totals = [tuple([g is not None for g in group]) for group in arriving]
+        way = plan.backward(ys, last, totals, wanted)
+        program, backward = way.program, way.backward
+        F, (dys, dlast, dtotals) = kept.F, arriving
         carry = [
             F.zeros(value.shape, dtype=value.dtype) if dlast[i] is None else dlast[i]
             for i, value in zip(backward.carry, program.step.carry, strict=True)
         ]
         if as_tensors:
-            values = {value: Tensor(array) for value, array in values.items()}
             carry = [as_tensor(part) for part in carry]
-        first = len(step.consts)
-        values.update(zip(backward.step.consts[first:], [dtotals[i] for i in backward.totals], strict=False))
-        first = len(step.xs) + len(step.carry)
-        arriving = dict(zip(backward.step.xs[first:], [dys[i] for i in backward.ys], strict=True))
-        if as_tensors:
-            values |= arriving | self._values(node, kept, program.step, True)
-            xs, consts = [[values[value] for value in group] for group in (program.step.xs, program.step.consts)]
+            xs, consts = self._given(node, kept, way, dys, dtotals, True)
             found = self._again(F, program.step, plan.engine, kept.steps, not kept.reverse, xs, carry, consts)
         elif kept.segments is None:
-            found = self._backwards(node, kept, program, values | arriving, carry)
+            xs, consts = self._given(node, kept, way, dys, dtotals, False)
+            found = program(F, kept.steps, not kept.reverse, xs, carry, consts)
         else:
-            found = self._by_segments(node, kept, program, arriving, values, carry)
-        places = backward.xs, backward.carry, backward.consts
-        named = [dict(zip(place, group, strict=True)) for place, group in zip(places, found, strict=True)]
-        named[1] = {i: part for i, part in named[1].items() if i in backward.reached}
+            found = self._by_segments(node, kept, way, dys, dtotals, carry)
+        reached = [(i, part) for i, part in zip(backward.carry, found[1], strict=True) if i in backward.reached]
+        named = (
+            dict(zip(backward.xs, found[0], strict=True)),
+            dict(reached),
+            dict(zip(backward.consts, found[2], strict=True)),
+        )
         return [named[k].get(i) for k, flags in enumerate(plan.asked) for i, flag in enumerate(flags) if flag]
 
     def _again(
@@ -385,34 +417,21 @@ class _Scan:
             plan = compiled(step, array, *groups)
         return over(F, plan, steps, reverse, *groups)
 
-    def _backwards(
-        self, node: tape.Node, kept: Kept, program: Program, values: dict[Value, Any], carry: Arrays
-    ) -> tuple[Arrays, Arrays, Arrays]:
-        """Cotangents of inputs, initial state and constants."""
-        values = values | self._values(node, kept, program.step, False)
-        xs, consts = [[values[value] for value in group] for group in (program.step.xs, program.step.consts)]
-        return program(kept.F, kept.steps, not kept.reverse, xs, carry, consts)
-
     def _by_segments(
-        self,
-        node: tape.Node,
-        kept: Kept,
-        program: Program,
-        arriving: dict[Value, Any],
-        values: dict[Value, Any],
-        carry: Arrays,
+        self, node: tape.Node, kept: Kept, way: Way, dys: Sequence[Any], dtotals: Sequence[Any], carry: Arrays
     ) -> tuple[Arrays, Arrays, Arrays]:
-        """`_backwards` segment by segment, each of them gone through forwards once more just before."""
+        """Cotangents, segment by segment, each of them gone through forwards once more just before."""
         _check_all([*kept.xs, *kept.consts], node)
-        segments = kept.segments or []
-        dxs = [kept.F.empty((kept.steps, *value.shape), dtype=value.dtype) for value in program.step.ys]
+        F, program, segments = kept.F, way.program, kept.segments or []
+        dxs = [F.empty((kept.steps, *value.shape), dtype=value.dtype) for value in program.step.ys]
         sums: Arrays = []
 
         def run(segment: Segment) -> None:
             nonlocal carry, sums
             part = segment.steps
-            given = {value: cotangents[part] for value, cotangents in arriving.items()}
-            found, carry, totals = self._backwards(node, saving(kept, segment), program, values | given, carry)
+            arriving = [dy if dy is None else dy[part] for dy in dys]
+            xs, consts = self._given(node, saving(kept, segment), way, arriving, dtotals, False)
+            found, carry, totals = program(F, part.stop - part.start, not kept.reverse, xs, carry, consts)
             for dx, one in zip(dxs, found, strict=True):
                 dx[part] = one
             sums = [a + b for a, b in zip(sums, totals, strict=True)] if sums else totals
@@ -421,34 +440,37 @@ class _Scan:
             run(segment)
         return dxs, carry, sums
 
-    def _values(self, node: tape.Node, kept: Kept, wanted: Step, as_tensors: bool) -> dict[Value, Any]:
-        """What the step forwards was given, and what was saved of it, if the step backwards reads it."""
-        plan = kept.compiled
-        step = plan.step
-        read = {*wanted.xs, *wanted.consts}
-        values: dict[Value, Any] = {}
-        tensors = [*zip(step.xs, kept.xs, strict=True), *zip(step.consts, kept.consts, strict=True)]
-        for value, tensor in tensors:
-            if value in read:
-                _check_all([tensor], node)
-                values[value] = tensor if as_tensors else tensor._data
-        saved = dict(zip(plan.saved, kept.saved, strict=True))
-        if any(value in read and value not in saved for value in step.carry):
-            groups = kept.xs, kept.carry, kept.consts
-            if as_tensors:
-                again = compiled(plan.states.step, plan.engine, *groups)
-                states, _, _ = over(kept.F, again, kept.steps, kept.reverse, *groups)
-            else:
-                arrays = [[tensor._data for tensor in group] for group in groups]
-                states, _, _ = plan.states(kept.F, kept.steps, kept.reverse, *arrays)
-            values.update(zip(step.carry, states, strict=True))
-        count = len(step.ys) + len(step.carry) + len(step.totals)
-        for i, (value, saved_array) in enumerate(saved.items()):
-            if value in read:
-                position = plan.size + i
-                passed = plan.active[0][position]
-                values[value] = _selected(node, saved_array, position, count, passed) if as_tensors else saved_array
-        return values
+    def _given(
+        self, node: tape.Node, kept: Kept, way: Way, dys: Sequence[Any], dtotals: Sequence[Any], as_tensors: bool
+    ) -> list[list[Any]]:
+        """What the step backwards reads, as inputs and as constants."""
+        plan, F, step = kept.compiled, kept.F, kept.compiled.step
+        tensors = {"xs": kept.xs, "consts": kept.consts}
+        _check_all([tensors[kind][i] for kind, i in way.read], node)
+        groups: dict[str, Sequence[Any]] = {"dys": dys, "dtotals": dtotals, "saved": kept.saved}
+        groups["literals"] = [F.asarray(array) for array in way.program.step.literals.values()]
+        if as_tensors:
+            count = len(step.ys) + len(step.carry) + len(step.totals)
+            positions = range(plan.size, len(step.ys))
+            groups |= tensors
+            groups["literals"] = [Tensor(array) for array in groups["literals"]]
+            groups["saved"] = [
+                _selected(node, array, i, count, plan.active[0][i])
+                for array, i in zip(kept.saved, positions, strict=True)
+            ]
+        else:
+            groups |= {kind: [tensor._data for tensor in group] for kind, group in tensors.items()}
+        if way.states:
+            groups["states"] = self._states(kept, as_tensors)
+        return [[groups[kind][i] for kind, i in sources] for sources in way.sources]
+
+    def _states(self, kept: Kept, as_tensors: bool) -> list[Any]:
+        """The state before each step, gone through once more."""
+        plan, groups = kept.compiled, (kept.xs, kept.carry, kept.consts)
+        if as_tensors:
+            again = compiled(plan.states.step, plan.engine, *groups)
+            return over(kept.F, again, kept.steps, kept.reverse, *groups)[0]
+        return plan.states(kept.F, kept.steps, kept.reverse, *kept.inputs)[0]
 
 
 def _check_all(tensors: Iterable[Tensor], node: tape.Node) -> None:

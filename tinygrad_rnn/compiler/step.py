@@ -220,8 +220,12 @@ class Recorder:
         return value
 
     def __call__(self, rule: Rule, operands: Sequence[Any], params: tuple[Any, ...], results: Sequence[Tensor]) -> None:
-        if not (rule.alters or any(isinstance(o, Tensor) and self.find(o) is not None for o in operands)):
-            return
+        if not rule.alters:
+            for operand in operands:
+                if isinstance(operand, Tensor) and self.find(operand) is not None:
+                    break
+            else:
+                return
         self.note(rule, operands, params, results)
 
     def note(self, rule: Rule, operands: Sequence[Any], params: tuple[Any, ...], results: Sequence[Tensor]) -> None:

@@ -215,7 +215,7 @@ class Watch:
         elif thing is np:
             self._numpy = True
         else:
-            package = _package(thing.__name__, thing.__dict__.get("__file__"))
+            package = package_of_module(thing)
             if package is None or package == self._home:
                 self._modules.append(thing)
             else:
@@ -412,6 +412,18 @@ def _code_of(code: CodeType) -> _Code:
 
 
 _code = _Memo(_code_of)
+
+
+def code_facts(code: CodeType) -> tuple[tuple[str, ...], str | None]:
+    """The globals that code names, and its package (see `_package`)."""
+    facts = _code(code)
+    return facts.globals, facts.package
+
+
+def package_of_module(module: ModuleType) -> str | None:
+    """The package of a module; see `_package`."""
+    return _package(module.__name__, module.__dict__.get("__file__"))
+
 
 # The first that a type is or derives from says how its contents are visited.
 _VISITS: dict[type, Visit] = {

@@ -6,7 +6,6 @@ states.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -222,8 +221,9 @@ class _Face(Recurrent):
             cells = []
             for suffix in self._suffixes(layer):
                 pattern, names = next(patterns)
-                cell = copy.copy(pattern)
-                vars(cell).update({name: own[name + suffix] for name in names})
+                cell = object.__new__(type(pattern))
+                vars(cell).update(vars(pattern))
+                vars(cell).update([(name, own[name + suffix]) for name in names])
                 cells.append(cell)
             yield tuple(cells)
 
