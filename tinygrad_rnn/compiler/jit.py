@@ -32,7 +32,7 @@ from tinygrad_rnn.threads import blas_limited, get_num_threads, run_shards
 
 FUSES = True
 ROWS_APART = True  # the rows of its products have the same bits among any other rows
-LEAST_WORK = 1 << 23  # multiplications of a run that are worth a second thread
+LEAST_WORK = 1 << 25  # multiplications of a run that are worth a second thread
 
 
 def backend(F: Any) -> Any:
