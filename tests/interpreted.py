@@ -44,7 +44,7 @@ def filled(self: jit.Memory, shape: tuple[int, ...], dtype: Any) -> Any:
 def interpreted() -> Iterator[None]:
     """Inside the ``with`` block the engine compiles nothing."""
     before = jit._compiled, jit.packed_weight, jit.Memory.array
-    jit._compiled, jit.packed_weight, jit.Memory.array = uncompiled, lambda weight: weight, filled
+    jit._compiled, jit.packed_weight, jit.Memory.array = uncompiled, lambda weight, _: weight, filled
     try:
         yield
     finally:

@@ -114,8 +114,9 @@ def _cotangent(tensor: Tensor, given: Any, argument: str, as_tensor: bool) -> An
                 f"only a tensor of one element has a gradient of its own, this one has shape {tensor.shape}: "
                 f"reduce it first (.sum(), .mean()) or pass {argument}"
             )
-        given = Tensor(backend.ones(tensor.shape, dtype=tensor.dtype))
-    elif not isinstance(given, Tensor):
+        ones = backend.ones(tensor.shape, dtype=tensor.dtype)
+        return _wrap(ones) if as_tensor else ones
+    if not isinstance(given, Tensor):
         given = Tensor(backend.asarray(given, dtype=tensor.dtype))
     if given.shape != tensor.shape:
         raise ValueError(f"{argument} must have the shape of its tensor, {tensor.shape}, got {given.shape}")

@@ -113,6 +113,16 @@ def _called() -> str:
     return "\n".join([numba.__version__, *[hashlib.sha256(file.read_bytes()).hexdigest() for file in files]])
 
 
+@kept
+def _sum_steps(array: Any, out: Any) -> None:
+    """The sum over time of (features, T, rows), whose rows NumPy would add one step at a time."""
+    out[:, :] = 0
+    for i in range(array.shape[0]):
+        for t in range(array.shape[1]):
+            for b in range(array.shape[2]):
+                out[i, b] += array[i, t, b]
+
+
 class _Host(type(NUMPY)):  # type: ignore[misc]
     """NumPy, with matrix products by our own kernel, shared out over our threads.
 
@@ -136,6 +146,14 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
             product(a, b, out)
         return out
 
+    def sum(self, array: Any, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
+        rows_last = array.ndim == 3 and array.strides[1] == array.itemsize < array.strides[0]
+        if rows_last and axis == 0 and not keepdims and array.dtype.kind == "f":
+            out = np.empty(array.shape[:0:-1], array.dtype)
+            _sum_steps(array.transpose(2, 0, 1), out)
+            return out.T
+        return super().sum(array, axis, keepdims)
+
     def _transposed(self, a: Any, b: Any) -> Any:
         """The product, its columns in memory one after the other."""
         return self._matmul(b.T, a.T).T if a.ndim == b.ndim == 2 else self._matmul(a, b)
@@ -148,6 +166,12 @@ def _cuts(n: int, parts: int) -> list[tuple[int, int]]:
 
 
 HOST, FEATURES_FIRST = _Host(), _Host(transposed=True)
+
+
+@kept
+def _to_aligned(block: Any) -> int:
+    """Bytes from where an array begins to the next multiple of 64; NumPy itself takes a microsecond to say."""
+    return int(-block.ctypes.data % 64)
 
 
 class Memory:
@@ -166,7 +190,7 @@ class Memory:
         if size > self.free:
             whole = max(size, self.BLOCK)
             block = np.empty(whole + 64, np.uint8)
-            at = -block.__array_interface__["data"][0] % 64
+            at = _to_aligned(block)
             if size > self.BLOCK // 4:
                 return np.ndarray(shape, dtype, block, at)
             self.block, self.at, self.free = block, at, whole
@@ -177,11 +201,11 @@ class Memory:
         return array
 
 
-def packed_weight(weight: Any) -> Any:
+def packed_weight(weight: Any, memory: Memory) -> Any:
     """A weight in the order in which ``multiply_add`` reads it."""
     rows, columns = weight.shape
     lanes = BYTES // weight.itemsize
-    result = Memory().array((rows * lanes * -(-columns // lanes),), weight.dtype)
+    result = memory.array((rows * lanes * -(-columns // lanes),), weight.dtype)
     pack(weight, result)
     return result
 
@@ -231,10 +255,11 @@ class Loop:
     def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
         """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""
         code, steps = self.code, run.steps
-        arguments, states = self.laid_out(run, Memory())
+        memory = Memory()
+        arguments, states = self.laid_out(run, memory)
         for k, part in states.items():
             part[steps if reverse and code.kept[k] else 0] = carry[k]
-        arguments += [packed_weight(run[value]) for value in code.packed]
+        arguments += [packed_weight(run[value], memory) for value in code.packed]
         arguments += self.constants
         loop = _compiled(code.text)
         if code.rows and steps * code.rows * code.work > LEAST_WORK:

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 from tinygrad_rnn.compiler.notes import MISSING, contents_of
 from tinygrad_rnn.compiler.record import Recording
 from tinygrad_rnn.compiler.step import Op, Recorder, Step, Value, hashable, replay
 from tinygrad_rnn.compiler.watch import code_facts, package_of_module
+from tinygrad_rnn.ops.declare import TRANSPOSED
 from tinygrad_rnn.tensor import Tensor
 
+Tensors: TypeAlias = dict[int, tuple[int, Tensor]]  # by their addresses: the how-manieth each is
 MOST = 256
 _known: OrderedDict[Any, Known] = OrderedDict()
 _PLAIN = (int, float, bool, str, type(None))
@@ -45,18 +47,21 @@ class Known:
         """As if a cell that has these tensors had been recorded."""
         values = {value: tensors[place] for value, place in self.sources.items()}
         for op in self.prologue:
-            replay(op, values)
+            if op.rule is TRANSPOSED and op.recording:
+                values[op.results[0]] = values[op.operands[0]].T
+            else:
+                replay(op, values)
         return Recording(self.step, [values[value] for value in self.consts], [], Recorder(), [])
 
 
 def kind_of(cell: Any) -> tuple[Any, list[Tensor]] | None:
     """What a pure cell does, as a key, and its tensors in a fixed order; None if it makes no promise."""
-    tensors: list[Tensor] = []
+    tensors: Tensors = {}
     key = _kind(cell, tensors)
-    return None if key is None else (key, tensors)
+    return None if key is None else (key, [tensor for _, tensor in tensors.values()])
 
 
-def _kind(cell: Any, tensors: list[Tensor]) -> Any:
+def _kind(cell: Any, tensors: Tensors) -> Any:
     if type(cell) is FunctionType:
         return _of_function(cell, tensors, {}) if cell.__dict__.get("pure", False) else None
     cls = type(cell)
@@ -76,17 +81,15 @@ def _kind(cell: Any, tensors: list[Tensor]) -> Any:
     return tuple(parts)
 
 
-def _of_value(value: Any, tensors: list[Tensor]) -> Any:
+def _of_value(value: Any, tensors: Tensors) -> Any:
     """A tensor or a plain value; None for anything else."""
     if isinstance(value, Tensor):
-        place = next((i for i, other in enumerate(tensors) if other is value), len(tensors))
-        if place == len(tensors):
-            tensors.append(value)
+        place, _ = tensors.setdefault(id(value), (len(tensors), value))
         return place, value.shape, value.dtype, value.requires_grad
     return (hashable(value),) if type(value) in _PLAIN else None
 
 
-def _of_function(function: FunctionType, tensors: list[Tensor], seen: dict[FunctionType, int]) -> Any:
+def _of_function(function: FunctionType, tensors: Tensors, seen: dict[FunctionType, int]) -> Any:
     """A function by its code and by all that it can read."""
     code = function.__code__
     named, package = code_facts(code)
@@ -106,7 +109,7 @@ def _of_function(function: FunctionType, tensors: list[Tensor], seen: dict[Funct
     return tuple(parts)
 
 
-def _of_held(value: Any, tensors: list[Tensor], seen: dict[FunctionType, int]) -> Any:
+def _of_held(value: Any, tensors: Tensors, seen: dict[FunctionType, int]) -> Any:
     """What a function holds; None if it is nothing of which it is known when it changes."""
     kind = type(value)
     if kind is FunctionType:

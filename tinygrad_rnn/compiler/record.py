@@ -268,6 +268,8 @@ def _recorded(
 
 def draw_all(recording: Recording, steps: int, reverse: bool) -> list[Tensor]:
     """What all steps draw, in the order in which they take their turns; the generators move on."""
+    if not recording.draws:
+        return []
     per_step = Counter(id(draw.generator) for draw in recording.draws)
     earlier: Counter[int] = Counter()
     drawn = []

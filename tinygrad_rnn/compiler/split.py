@@ -179,7 +179,8 @@ class Split:
                     self._total(o) if has or (rule.jointly and type(o) is Value) else self._constant(o, rule.jointly)
                     for o, has in zip(op.operands, timed, strict=True)
                 ]
-                return lambda run: op.forward(run.F, *[part(run) for part in parts])
+                forward, named = rule.forward, op.named
+                return lambda run: forward(run.F, *[part(run) for part in parts], **named)
             if rule.total is not None and (how := rule.total(rule, op.params, _forms(op), timed)):
                 self._leaves.update(op.inputs)
                 return lambda run: how(run.F, run.steps, *[run[operand] for operand in op.operands])

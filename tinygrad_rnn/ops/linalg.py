@@ -46,14 +46,14 @@ def _summed_products(rule: Any, params: Any, operands: Sequence[Any], timed: Seq
     a, b = operands
     if a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2] or not all(timed):
         return None
-    batch = tuple(range(1, a.ndim - 1))
+    *batch, rows, inner = a.shape
+    columns, last = b.shape[-1], a.ndim  # the last axis, if there is time
+    first = range(1, last - 1)
+    to_wide, to_tall = (*first, last - 1, 0, last), (*first, 0, last - 1, last)
 
     def run(F: Any, steps: int, a: Any, b: Any) -> Any:
-        wide = F.transpose(a, (*batch, a.ndim - 2, 0, a.ndim - 1))
-        tall = F.transpose(b, (*batch, 0, b.ndim - 2, b.ndim - 1))
-        inner = steps * a.shape[-1]
-        wide = F.reshape(wide, (*wide.shape[:-2], inner))
-        return F.matmul(wide, F.reshape(tall, (*tall.shape[:-3], inner, b.shape[-1])))
+        wide = F.reshape(F.transpose(a, to_wide), (*batch, rows, steps * inner))
+        return F.matmul(wide, F.reshape(F.transpose(b, to_tall), (*batch, steps * inner, columns)))
 
     return run
 
