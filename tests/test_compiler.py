@@ -58,6 +58,22 @@ def test_views_of_views(name, backend, engine):
     same(derivatives(way, engine, 2), derivatives(way, "unrolled", 2))
 
 
+def beside():
+    """A part of what is computed from ``s``, read in one loop with the whole of ``s``."""
+    xs, start = leaf(T, B, 4), leaf(B, 4, seed=1)
+
+    def cell(x, s):
+        s = s * 0.7 + x
+        parts = tg.split(tg.maximum(s, 0.137), 4, axis=-1)
+        return parts[3], parts[2] + s
+
+    return tg.scan(cell, xs, start), [xs, start]
+
+
+def test_a_part_beside_the_whole(backend, engine):
+    same(derivatives(beside, engine, 2), derivatives(beside, "unrolled", 2))
+
+
 # Sums over time of what does not change, or changes only in part
 
 TOTALS = {

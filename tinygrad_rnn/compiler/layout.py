@@ -306,9 +306,12 @@ class Layout:
                     readers.setdefault(self._place(operand).base, []).append((item, operand))
         return readers
 
-    def _read_by(self, operands: Iterable[Any]) -> Iterator[Value]:
-        """The values that are read for ``operands``, those of what is computed on the way among them."""
-        return (value for value in self._behind(operands) if self._place(value).base not in self.inlined)
+    def _reads(self, item: Item) -> Iterator[tuple[Value, bool]]:
+        """The values that are read for an item, and whether as its operands or for what is computed on the way."""
+        for operand in item.operands:
+            for value in self._behind((operand,)):
+                if self._place(value).base not in self.inlined:
+                    yield value, value is operand
 
     def _behind(self, operands: Iterable[Any]) -> Iterator[Value]:
         """``operands``, and those of what is computed on the way to them."""
@@ -370,10 +373,9 @@ class Layout:
         readers: dict[Item, list[tuple[Item, bool]]] = {item: [] for item in self.items}
         writers: dict[Value, list[Item]] = {}
         for item in self.items:
-            own = {operand for operand in item.operands if type(operand) is Value}
-            for operand in self._read_by(item.operands):
+            for operand, own in self._reads(item):
                 maker = makers.get(operand)
-                direct = operand in own and maker is not None and maker.space is not None and maker.space == item.space
+                direct = own and maker is not None and maker.space is not None and maker.space == item.space
                 if maker is not None and direct:
                     item.level = max(item.level, maker.level)
                     readers[maker].append((item, True))
