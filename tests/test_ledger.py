@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from helpers import on_backend
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import nn
+from tinygrad_rnn.recurrence import _Run
 
 T, B, D, H = 5, 3, 2, 3
 
@@ -40,7 +43,7 @@ def unrolled(layer, xs):
 
 
 @pytest.mark.parametrize("name", ["rnn", "gru", "lstm"])
-def test_against_weights_of_each_steps_own(name, backend):
+def test_against_weights_of_each_steps_own(name, backend, engine):
     layer, xs = layers()[name], draw(T, B, D)
     ledger = tg.gradient_ledger(lambda: (layer(xs)[0][-1] * layer(xs)[0][-1]).sum() / 2)
     assert len(ledger.runs) == 2
@@ -66,7 +69,7 @@ def test_against_weights_of_each_steps_own(name, backend):
     np.testing.assert_allclose(run.jacobian, np.sqrt(squares / B), rtol=1e-10)
 
 
-def test_shares_add_up_and_gradients_are_left_alone(backend):
+def test_shares_add_up_and_gradients_are_left_alone(backend, engine):
     layer, xs = layers()["lstm"], draw(T, B, D)
     ledger = tg.gradient_ledger(lambda: layer(xs)[0].sum())
     assert all(parameter.grad is None for parameter in layer.parameters())
@@ -76,7 +79,7 @@ def test_shares_add_up_and_gradients_are_left_alone(backend):
     assert share.max() < total <= share.sum()
 
 
-def test_probes_come_near_the_exact_jacobian(backend):
+def test_probes_come_near_the_exact_jacobian(backend, engine):
     xs, f = draw(6, 200, D), {}
     for hidden in (64, 65):  # the most that is exact, and the least that is not
         layer = nn.RNN(D, hidden, dtype=np.float64, generator=tg.Generator(1))
@@ -86,7 +89,7 @@ def test_probes_come_near_the_exact_jacobian(backend):
     assert f[64][-1] == 1.0
 
 
-def test_stacks_directions_lengths_and_gates(backend):
+def test_stacks_directions_lengths_and_gates(backend, engine):
     cells = [nn.LSTMCell(D, H, dtype=np.float64), nn.GRUCell(2 * H, 2, dtype=np.float64)]
     others = [nn.LSTMCell(D, H, dtype=np.float64), nn.GRUCell(2 * H, 2, dtype=np.float64)]
     layer, xs = nn.Recurrent(cells, others), draw(T, B, D)
@@ -102,7 +105,7 @@ def test_stacks_directions_lengths_and_gates(backend):
     assert "f saturated" in table
 
 
-def test_saturation_counts_the_extremes(backend):
+def test_saturation_counts_the_extremes(backend, engine):
     layer, xs = layers()["lstm"], draw(T, B, D) * 20
     _, _, [gates] = layer(xs, expose=("o",))
     values = gates["o"].numpy()
@@ -112,7 +115,7 @@ def test_saturation_counts_the_extremes(backend):
     np.testing.assert_allclose(run.saturation["o"], expected)
 
 
-def test_a_function_of_ones_own(backend):
+def test_a_function_of_ones_own(backend, engine):
     w = tg.Tensor(tg.get_backend().asarray(np.array([[0.5]])), requires_grad=True)
 
     def cell(x, h):
@@ -123,6 +126,15 @@ def test_a_function_of_ones_own(backend):
     np.testing.assert_allclose(ledger.runs[0].state["h"], 0.5 ** np.arange(T)[::-1])
     np.testing.assert_allclose(ledger.runs[0].jacobian, 0.5 ** np.arange(T)[::-1])
     assert list(ledger.runs[0].weights) == ["leaf 0 of (1, 1)"]
+
+
+def test_no_engine_falls_back(engine, monkeypatch):
+    layer, xs = nn.LSTM(D, H, 2, bidirectional=True, dtype=np.float64), draw(T, B, D)
+    if engine != "unrolled":
+        monkeypatch.setattr(_Run, "unrolled", lambda self: pytest.fail("the plain loop ran"))
+    f = partial(layer, xs, lengths=[5, 3, 0])
+    ledger = tg.gradient_ledger(lambda: f()[0].sum(), gates=("o",), jacobian=True)
+    assert [len(run.columns()) for run in ledger.runs] == [8] * 4
 
 
 def test_refusals(backend):

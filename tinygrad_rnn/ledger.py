@@ -5,12 +5,14 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from tinygrad_rnn import tape
-from tinygrad_rnn.backend import Array
+from tinygrad_rnn.backend import BY_TYPE, Array
+from tinygrad_rnn.compiler.run import SCAN, node_of
 from tinygrad_rnn.gradients import _cotangent, _key
 from tinygrad_rnn.nest import leaves
 from tinygrad_rnn.random import Generator, default_generator
@@ -73,24 +75,162 @@ class Ledger:
         return "\n\n".join(f"cell {i}\n{run}" for i, run in enumerate(self.runs))
 
 
-class _Recording:
-    """The steps of one scan as they are taken."""
+class Observer:
+    """Follows the scans inside of a `gradient_ledger`.
+
+    Attributes
+    ----------
+    gates
+        What cells show that is wanted, if they show it.
+    """
+
+    def __init__(self, gates: Sequence[str]) -> None:
+        self.gates = tuple(gates)
+        self.scans: list[_Loop | _Whole] = []
+
+    def loop(self, steps: int) -> _Loop:
+        """A scan of so many steps begins; call what this returns after each step."""
+        scan = _Loop(steps)
+        self.scans.append(scan)
+        return scan
+
+    def whole(self, steps: int, reached: int, results: Sequence[Tensor], state: Any, found: dict[str, Tensor]) -> None:
+        """A scan of so many steps was run by a compiled engine, up to the last that a row ``reached``."""
+        self.scans.append(_Whole(steps, reached, node_of(results), _names(state), found))
+
+
+def _names(state: Any) -> list[str]:
+    """What the parts of a state are called."""
+    places = [place for place, _ in leaves(state)]
+    named = len(places) <= 2 and all(place in ("", "[0]", "[1]") for place in places)
+    return ["h", "c"][: len(places)] if named else [f"state{place}" for place in places]
+
+
+class _Loop:
+    """A scan whose steps are nodes of the graph, one after the other.
+
+    Attributes
+    ----------
+    taken
+        The steps in the order in which they were taken.
+    wanted
+        Of which nodes and leaves the cotangents have to be found.
+    shown
+        What the cell showed at each step.
+    """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.spans: dict[int, tuple[int, int]] = {}  # the tape's clock before and after each step
-        self.states: dict[int, dict[str, Tensor]] = {}
-        self.shown: dict[int, dict[str, Tensor]] = {}
+        self.leaves: dict[int, dict[str, Tensor]] = {}
+        self.shown: dict[int, dict[str, Array]] = {}
 
     def __call__(self, t: int, begun: int, state: Any, found: dict[str, Tensor]) -> None:
-        parts = leaves(state)
-        names = "h", "c"
-        named = len(parts) <= len(names) and all(place in ("", "[0]", "[1]") for place, _ in parts)
+        """A step was taken."""
         self.spans[t] = (begun, tape.tick())
-        self.states[t] = {
-            names[i] if named else f"state{place}": leaf for i, (place, leaf) in enumerate(parts) if leaf.requires_grad
-        }
-        self.shown[t] = dict(found)
+        parts = zip(_names(state), leaves(state), strict=True)
+        self.leaves[t] = {name: leaf for name, (_, leaf) in parts if leaf.requires_grad}
+        self.shown[t] = {name: tensor.numpy() for name, tensor in found.items()}
+
+    @property
+    def taken(self) -> list[int]:
+        return list(self.spans)
+
+    @property
+    def wanted(self) -> set[tape.Parent]:
+        return {_key(leaf) for parts in self.leaves.values() for leaf in parts.values()}
+
+    def states(self, found: dict[tape.Parent, Any]) -> dict[str, dict[int, Any]]:
+        """Of each part of the state its cotangent after each step."""
+        cotangents: dict[str, dict[int, Any]] = {}
+        for t, parts in self.leaves.items():
+            for part, leaf in parts.items():
+                cotangents.setdefault(part, {})[t] = found.get(_key(leaf))
+        return cotangents
+
+    def shares(self, found: dict[tape.Parent, Any], readers: list[tape.Node]) -> dict[Tensor, dict[int, Any]]:
+        """Of each leaf what each step adds to its gradient; ``readers`` are all nodes that read leaves."""
+        shares: dict[Tensor, dict[int, Any]] = {}
+        begins = [begun for begun, _ in self.spans.values()]
+        for node in reversed(readers):
+            t = self.taken[bisect(begins, node.number) - 1]
+            begun, ended = self.spans[t]
+            if not begun < node.number < ended or node not in found:
+                continue
+            own = {parent for parent in node.parents if type(parent) is not tape.Node}
+            for parent, pulled in zip(node.parents, node.rule.pull(node, found[node], False, own), strict=True):
+                if parent in own and pulled is not None:
+                    share = shares.setdefault(parent, {})
+                    share[t] = share[t] + pulled if t in share else pulled
+        return shares
+
+    def head(self) -> tuple[Any, tuple[int, ...], Any]:
+        """The first part of the last state: backend, shape and dtype."""
+        last = next(iter(self.leaves[self.taken[-1]].values()))
+        return _backend(last), last.shape, last.dtype
+
+    def pulled(self, cotangent: Any) -> dict[int, Any]:
+        """Of the first part of the state the cotangents at all steps, if the last is this."""
+        heads = {t: _key(next(iter(parts.values()))) for t, parts in self.leaves.items()}
+        found = tape.walk([(heads[self.taken[-1]], cotangent)], set(heads.values()), False, True)
+        return {t: found.get(head) for t, head in heads.items()}
+
+
+class _Whole:
+    """A scan that is one node of the graph; see `_Loop`."""
+
+    def __init__(
+        self, steps: int, reached: int, node: tape.Node | None, names: list[str], found: dict[str, Tensor]
+    ) -> None:
+        self.steps = steps
+        self.node = node
+        self.names = names
+        self.taken = list(range(reached))
+        self.wanted: set[tape.Parent] = set() if node is None else {node}
+        self.each_step: tuple[dict[int, Any], dict[int, Any]] | None = None  # found out once
+        self.shown = {t: {name: tensor.numpy()[t] for name, tensor in found.items()} for t in self.taken}
+        if node is not None:
+            (self.kept,) = node.kept
+            self.parts = [k for k, active in enumerate(self.kept.compiled.active[1]) if active]
+
+    def states(self, found: dict[tape.Parent, Any]) -> dict[str, dict[int, Any]]:
+        if self.node is None:
+            return {}
+        states, _ = self._each_step(found)
+        return {self.names[k]: {t: states[k][t] if k in states else None for t in self.taken} for k in self.parts}
+
+    def shares(self, found: dict[tape.Parent, Any], readers: list[tape.Node]) -> dict[Tensor, dict[int, Any]]:
+        if self.node is None:
+            return {}
+        _, constants = self._each_step(found)
+        keys = {i: _key(self.kept.consts[i]) for i in constants}
+        shares: dict[Tensor, dict[int, Any]] = {leaf: {} for i in sorted(keys) for leaf in _leaves_of(keys[i])}
+        for t in self.taken:
+            for leaf, share in tape.walk([(keys[i], constants[i][t]) for i in keys], None, False, True).items():
+                shares[leaf][t] = share
+        return shares
+
+    def _each_step(self, found: dict[tape.Parent, Any]) -> tuple[dict[int, Any], dict[int, Any]]:
+        if self.each_step is None:
+            self.each_step = SCAN.each_step(self.node, found[self.node]) if self.node in found else ({}, {})
+        return self.each_step
+
+    def head(self) -> tuple[Any, tuple[int, ...], Any]:
+        value = self.kept.compiled.step.carry[self.parts[0]]
+        return self.kept.F, value.shape, value.dtype
+
+    def pulled(self, cotangent: Any) -> dict[int, Any]:
+        step = self.kept.compiled.step
+        cotangents = [None] * (len(step.ys) + len(step.carry) + len(step.totals))
+        cotangents[len(step.ys) + self.parts[0]] = cotangent
+        states, _ = SCAN.each_step(self.node, cotangents)
+        return dict(enumerate(states[self.parts[0]]))
+
+
+def _leaves_of(key: tape.Parent) -> list[Tensor]:
+    """The leaves behind a node, in the order of their use."""
+    parents = [parent for node in reversed(tape._reachable([key])) for parent in node.parents]
+    return [parent for parent in [*parents, key] if type(parent) is not tape.Node]
 
 
 def gradient_ledger(
@@ -124,92 +264,67 @@ def gradient_ledger(
     ValueError
         If ``f`` used no recurrent cell, or its result does not depend on one.
     """
-    recordings: list[_Recording] = []
-
-    def start(steps: int) -> _Recording:
-        recordings.append(_Recording(steps))
-        return recordings[-1]
-
-    token = _observer.set(start)
+    observer = Observer(gates)
+    token = _observer.set(observer)
     try:
         with tape.listen(lambda rule, operands, params, results: None):  # so that no two steps share a node
             loss = f()
     finally:
         _observer.reset(token)
-    if not recordings:
+    scans = observer.scans
+    if not scans:
         raise ValueError("f went through no recurrent layer and no scan")
     if not loss.requires_grad:
         raise ValueError("the loss that f returned needs no gradient: did it detach, or run under no_grad?")
     nodes = tape._reachable([_key(loss)])
     readers = [node for node in nodes if any(type(parent) is not tape.Node for parent in node.parents)]
-    wanted = {*readers, *[_key(leaf) for r in recordings for parts in r.states.values() for leaf in parts.values()]}
+    wanted = set(readers).union(*[scan.wanted for scan in scans])
     found = tape.walk([(_key(loss), _cotangent(loss, None, "grad", False))], wanted, False, True)
-    runs = [_run(recording, readers, found, gates) for recording in recordings]
+    runs = [_run(scan, readers, found, gates) for scan in scans]
     if jacobian:
-        for run, recording in zip(runs, recordings, strict=True):
-            run.jacobian = _jacobian(recording, default_generator(generator))
+        for run, scan in zip(runs, scans, strict=True):
+            run.jacobian = _jacobian(scan, default_generator(generator))
     return Ledger(loss.item(), runs)
 
 
-def _run(recording: _Recording, readers: list[tape.Node], found: dict[tape.Parent, Any], gates: Sequence[str]) -> Run:
+def _run(scan: _Loop | _Whole, readers: list[tape.Node], found: dict[tape.Parent, Any], gates: Sequence[str]) -> Run:
     run = Run()
-    blank = np.full(recording.steps, np.nan)
-    for t, parts in recording.states.items():
-        for part, leaf in parts.items():
-            cotangent = found.get(_key(leaf))
-            run.state.setdefault(part, blank.copy())[t] = 0.0 if cotangent is None else _norm(leaf, cotangent)
-    shares: dict[Tensor, dict[int, Any]] = {}
-    order = list(recording.spans)  # in which the steps were taken
-    begins = [recording.spans[t][0] for t in order]
-    for node in readers:
-        t = order[bisect(begins, node.number) - 1]
-        begun, ended = recording.spans[t]
-        if not begun < node.number < ended or node not in found:
-            continue
-        own = {parent for parent in node.parents if type(parent) is not tape.Node}
-        for parent, pulled in zip(node.parents, node.rule.pull(node, found[node], False, own), strict=True):
-            if parent in own and pulled is not None:
-                share = shares.setdefault(parent, {})
-                share[t] = share[t] + pulled if t in share else pulled
-    for number, (leaf, share) in enumerate(reversed(shares.items())):
-        name = getattr(leaf, "name", "") or f"leaf {number} of {leaf.shape}"
-        run.weights[name] = blank.copy()
-        for t in recording.spans:
-            run.weights[name][t] = _norm(leaf, share[t]) if t in share else 0.0
+    blank = np.full(scan.steps, np.nan)
+    blank[scan.taken] = 0.0
+    for part, cotangents in scan.states(found).items():
+        run.state[part] = _norms(blank, cotangents)
+    for number, (leaf, share) in enumerate(scan.shares(found, readers).items()):
+        run.weights[getattr(leaf, "name", "") or f"leaf {number} of {leaf.shape}"] = _norms(blank, share)
     for gate in gates:
-        if any(gate in shown for shown in recording.shown.values()):
+        if any(gate in shown for shown in scan.shown.values()):
             run.saturation[gate] = blank.copy()
-            for t, shown in recording.shown.items():
-                values = shown[gate].numpy()
-                run.saturation[gate][t] = ((values < 0.1) | (values > 0.9)).mean()
+            for t, shown in scan.shown.items():
+                run.saturation[gate][t] = ((shown[gate] < 0.1) | (shown[gate] > 0.9)).mean()
     return run
 
 
-def _jacobian(recording: _Recording, generator: Generator) -> Array:
+def _jacobian(scan: _Loop | _Whole, generator: Generator) -> Array:
     """Root mean square over rows of the Frobenius norm of the last state's derivative by each state before it."""
-    order = list(recording.states)
-    heads = {t: next(iter(recording.states[t].values())) for t in order}
-    last = heads[order[-1]]
-    rows, units = last.shape[0], last.size // max(last.shape[0], 1)
-    F = _backend(last)
-    squares = np.full(recording.steps, np.nan)
-    squares[order] = 0.0
+    F, shape, dtype = scan.head()
+    rows, units = shape[0], prod(shape[1:])
+    squares = np.full(scan.steps, np.nan)
+    squares[scan.taken] = 0.0
     exact = units <= EXACT
-    count = units if exact else PROBES
-    wanted = {_key(head) for head in heads.values()}
-    for i in range(count):
+    for i in range(units if exact else PROBES):
         if exact:
-            probe = np.zeros((rows, units), last.dtype)
+            probe = np.zeros((rows, units), dtype)
             probe[:, i] = 1.0
-            cotangent = F.reshape(F.asarray(probe), last.shape)
+            cotangent = F.reshape(F.asarray(probe), shape)
         else:
-            cotangent = F.normal(generator.next_key(), last.shape, last.dtype)
-        found = tape.walk([(_key(last), cotangent)], wanted, False, True)
-        for t, head in heads.items():
-            if (pulled := found.get(_key(head))) is not None:
-                squares[t] += _norm(head, pulled) ** 2 / (1 if exact else count)
-    return np.sqrt(squares / max(rows, 1))
+            cotangent = F.normal(generator.next_key(), shape, dtype)
+        squares += np.square(_norms(np.where(np.isnan(squares), np.nan, 0.0), scan.pulled(cotangent)))
+    return np.sqrt(squares / (1 if exact else PROBES) / max(rows, 1))
 
 
-def _norm(leaf: Tensor, values: Array) -> float:
-    return float(np.linalg.norm(_backend(leaf).to_numpy(values).astype(np.float64).ravel()))
+def _norms(blank: Array, arrays: dict[int, Any]) -> Array:
+    """The norms of arrays, each at its step; where there is none, what ``blank`` has."""
+    norms = blank.copy()
+    for t, array in arrays.items():
+        if array is not None:
+            norms[t] = np.sqrt(np.sum(np.square(BY_TYPE[type(array)].to_numpy(array), dtype=np.float64)))
+    return norms

@@ -28,8 +28,7 @@ Flags = Callable[[int], Tensor]  # of the rows at a step, for a tensor of so man
 _exposed: ContextVar[dict[str, Tensor] | None] = ContextVar("tinygrad_rnn_exposed", default=None)
 _notes: ContextVar[list[_Note] | None] = ContextVar("tinygrad_rnn_notes", default=None)
 _present: ContextVar[Tensor | None] = ContextVar("tinygrad_rnn_present", default=None)
-# Called with the number of steps when a sequence begins, and what it returns after each step; see ledger.py.
-_observer: ContextVar[Callable[[int], Callable[..., None]] | None] = ContextVar("tinygrad_rnn_observer", default=None)
+_observer: ContextVar[Any] = ContextVar("tinygrad_rnn_observer", default=None)  # an Observer; see ledger.py
 
 
 def expose(**values: Tensor) -> None:
@@ -215,7 +214,7 @@ class _Run:
     def by(self, engine: str, recompute: str | int | None) -> tuple[Any, Any, Any]:
         """Outputs, last state and exposed values."""
         engine = chosen(engine)
-        if engine == "unrolled" or _observer.get() is not None or tape.MODE.get().listener is not None:
+        if engine == "unrolled" or (tape.MODE.get().listener is not None and _observer.get() is None):
             return self.unrolled()
         refused: Unrecordable | None = None
         traced: _Traced | None = None
@@ -264,8 +263,8 @@ class _Run:
     def unrolled(self) -> tuple[Any, Any, Any]:
         """The loop in Python, by which all engines are judged."""
         inputs = _slices(self.xs, self.reached)
-        start_observing = _observer.get()
-        observe = None if start_observing is None else start_observing(self.steps)
+        observer = _observer.get()
+        observe = None if observer is None else observer.loop(self.steps)
         results: list[Any] = [None] * self.reached
         state = self.state
         notes: list[_Note] = []
@@ -286,7 +285,7 @@ class _Run:
     def _traced(self, engine: Any) -> _Traced:
         """One step, recorded or remembered; nothing is drawn."""
         xs, state = self._flat()
-        kind = kind_of(self.step)
+        kind = None if _observer.get() else kind_of(self.step)
         key = None if kind is None else (kind[0], *self._form(xs, state))
         known = remembered(key) if key else None
         if kind and known:
@@ -309,7 +308,9 @@ class _Run:
         F, xs = _backend(xs[0]), [*xs, *drawn]
         outs, last, _ = over(F, plan, self.reached, self.reverse, xs, state, consts, recompute)
         remaining = iter(outs)
-        ys, exposed = filled(shown, remaining)
+        ys, exposed, observed = filled(shown, remaining)
+        if (observer := _observer.get()) is not None:
+            observer.whole(self.steps, self.reached, [*outs, *last], self.state, observed)
         noted = [(commit, [unstack(next(remaining)) for _ in tensors]) for commit, tensors in notes]
         for t in (reversed(range(self.reached)) if self.reverse else range(self.reached)) if noted else ():
             for commit, stacked in noted:
@@ -338,6 +339,8 @@ class _Run:
         first = self.reached - 1 if self.reverse else 0
         shown: Any = None
         notes: list[_Note] = []
+        observer = _observer.get()
+        watched = () if observer is None else observer.gates
 
         def call(xs: list[Tensor], state: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             nonlocal shown, notes
@@ -346,8 +349,9 @@ class _Run:
             real, begin = [
                 None if masks is None else partial(_of_step, next(given)) for masks in (self.real, self.begin)
             ]
-            y, following, found, notes = self._one(x, before, real, begin, False, first)
-            shown = map_nest(as_tensor, (y, _named(found, self.expose)))
+            y, following, found, notes = self._one(x, before, real, begin, bool(watched), first)
+            observed = {name: found[name] for name in watched if name in found}
+            shown = map_nest(as_tensor, (y, _named(found, self.expose), observed))
             outs = [*[leaf for _, leaf in leaves(shown)], *[tensor for _, tensors in notes for tensor in tensors]]
             return outs, [leaf for _, leaf in leaves(following)]
 

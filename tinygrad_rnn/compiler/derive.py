@@ -34,6 +34,8 @@ class Backward:
         Of which totals it takes the cotangents, after the constants.
     xs, consts
         Of which it gives the cotangents.
+    following
+        Of which parts of the state after a step it gives the cotangents; none, unless each step was asked for.
     """
 
     step: Step
@@ -43,6 +45,7 @@ class Backward:
     totals: list[int]
     xs: list[int]
     consts: list[int]
+    following: list[int]
 
 
 def backward_of(
@@ -53,6 +56,8 @@ def backward_of(
     xs: Sequence[bool],
     carry: Sequence[bool],
     consts: Sequence[bool],
+    *,
+    each: bool = False,
 ) -> Backward:
     """The step that carries cotangents back through ``step``.
 
@@ -62,6 +67,9 @@ def backward_of(
         Which outputs, parts of the last state and totals have a cotangent.
     xs, carry, consts
         Of which inputs, initial states and constants the cotangents are asked for.
+    each
+        Whether what a step adds to the cotangents of constants is wanted of each step, as outputs that come after those
+        of ``xs`` and of the state after the step; not their sums.
     """
     flows, _ = flowing(step, xs, carry, consts)
     recorder = Recorder()
@@ -96,6 +104,8 @@ def backward_of(
             given = {"xs": _chosen(xs, xs), "carry": taken["following"], "consts": _chosen(consts, consts)}
             sources = {kind: [values[getattr(step, kind)[i]] for i in chosen] for kind, chosen in given.items()}
             keys = {leaf for leaves in sources.values() for leaf in leaves}
+            after = [_key(values[value]) for value in step.following] if each else []
+            keys.update(after)
             found: dict[tape.Parent, Tensor] = {}
             if roots:
                 found = tape.walk(roots, keys, True, True)
@@ -110,6 +120,8 @@ def backward_of(
                 ]
                 for kind, leaves in sources.items()
             }
+            given["following"] = [i for i, key in enumerate(after) if key in found]
+            leaving["following"] = [recorder.value(found[after[i]]) for i in given["following"]]
     finally:
         tape.MODE.reset(token)
     literals = {value: tensor._data for value, tensor in recorder.constants.items()}
@@ -120,13 +132,14 @@ def backward_of(
         carry=arriving["following"],
         consts=[*step.consts, *arriving["totals"], *literals],
         ops=[*step.ops, *ops],
-        ys=leaving["xs"],
+        ys=[*leaving["xs"], *leaving["following"], *leaving["consts"]] if each else leaving["xs"],
         following=leaving["carry"],
-        totals=leaving["consts"],
+        totals=[] if each else leaving["consts"],
         literals=step.literals | literals,
     )
     back.ops = back.pruned()
-    return Backward(back, taken["ys"], taken["following"], reached, taken["totals"], given["xs"], given["consts"])
+    taking = taken["ys"], taken["following"], reached, taken["totals"]
+    return Backward(back, *taking, given["xs"], given["consts"], given["following"])
 
 
 def _once(ops: Iterable[Op]) -> tuple[list[Op], dict[Value, Value]]:

@@ -206,7 +206,7 @@ class Compiled:
         if any(any(flags) for flags in asked):  # at once, so that an engine which has no code for it says so now
             ys = (True,) * self.size + (False,) * (len(step.ys) - self.size)
             last = tuple(self.active[1])
-            self._add(ys, last, (True,) * len(step.totals), asked, engine)
+            self._add(ys, last, (True,) * len(step.totals), asked, False, engine)
 
     @property
     def programs(self) -> list[Program]:
@@ -218,9 +218,9 @@ class Compiled:
         """What the step backwards reads."""
         return self.step.ys[self.size :]
 
-    def backward(self, ys: Flags, last: Flags, totals: Flags, asked: tuple[Flags, ...]) -> Way:
-        """How the cotangents of these results are carried to what is asked."""
-        key = ys, last, totals, asked
+    def backward(self, ys: Flags, last: Flags, totals: Flags, asked: tuple[Flags, ...], each: bool = False) -> Way:
+        """How the cotangents of these results are carried to what is asked, or ``each`` step's (see `backward_of`)."""
+        key = ys, last, totals, asked, each
         if key not in self._backward:
             try:
                 self._add(*key, self.engine)
@@ -228,10 +228,10 @@ class Compiled:
                 self._add(*key, array)
         return self._backward[key]
 
-    def _add(self, ys: Flags, last: Flags, totals: Flags, asked: tuple[Flags, ...], engine: Any) -> None:
-        backward = backward_of(self.step, ys, last, totals, *asked)
+    def _add(self, ys: Flags, last: Flags, totals: Flags, asked: tuple[Flags, ...], each: bool, engine: Any) -> None:
+        backward = backward_of(self.step, ys, last, totals, *asked, each=each)
         shorter, _ = cut(self.step, backward.step, self.saved)
-        self._backward[ys, last, totals, asked] = Way(self, Program(shorter, engine), backward)
+        self._backward[ys, last, totals, asked, each] = Way(self, Program(shorter, engine), backward)
 
     @cached_property
     def marking(self) -> Program:
@@ -371,16 +371,8 @@ class _Scan:
         if asked is not None:
             parents = iter(node.parents)
             wanted = tuple([tuple([flag and next(parents) in asked for flag in flags]) for flags in wanted])
-        ends = len(plan.step.ys), len(plan.step.ys) + len(plan.step.carry)
-        arriving = cotangents[: ends[0]], cotangents[ends[0] : ends[1]], cotangents[ends[1] :]
-        ys, last, totals = [tuple([g is not None for g in group]) for group in arriving]
-        way = plan.backward(ys, last, totals, wanted)
-        program, backward = way.program, way.backward
-        F, (dys, dlast, dtotals) = kept.F, arriving
-        carry = [
-            F.zeros(value.shape, dtype=value.dtype) if dlast[i] is None else dlast[i]
-            for i, value in zip(backward.carry, program.step.carry, strict=True)
-        ]
+        way, dys, dtotals, carry = self._way(kept, cotangents, wanted, False)
+        program, backward, F = way.program, way.backward, kept.F
         if as_tensors:
             carry = [as_tensor(part) for part in carry]
             xs, consts = self._given(node, kept, way, dys, dtotals, True)
@@ -397,6 +389,34 @@ class _Scan:
             dict(zip(backward.consts, found[2], strict=True)),
         )
         return [named[k].get(i) for k, flags in enumerate(plan.asked) for i, flag in enumerate(flags) if flag]
+
+    def each_step(self, node: tape.Node, cotangents: Any) -> tuple[dict[int, Any], dict[int, Any]]:
+        """Of each part of the state its cotangents after all steps, and of each constant what all steps add to its."""
+        (kept,) = node.kept
+        if kept.segments is not None:
+            kept = saving(kept)
+        way, dys, dtotals, carry = self._way(kept, cotangents, kept.compiled.asked, True)
+        xs, consts = self._given(node, kept, way, dys, dtotals, False)
+        ys, _, _ = way.program(kept.F, kept.steps, not kept.reverse, xs, carry, consts)
+        backward = way.backward
+        states = ys[len(backward.xs) : len(ys) - len(backward.consts)]
+        shares = ys[len(ys) - len(backward.consts) :]
+        return dict(zip(backward.following, states, strict=True)), dict(zip(backward.consts, shares, strict=True))
+
+    def _way(
+        self, kept: Kept, cotangents: Any, wanted: tuple[Flags, ...], each: bool
+    ) -> tuple[Way, Sequence[Any], Sequence[Any], list[Any]]:
+        """The way backwards for these cotangents, those of outputs and totals, and the state that it begins with."""
+        step = kept.compiled.step
+        ends = len(step.ys), len(step.ys) + len(step.carry)
+        dys, dlast, dtotals = cotangents[: ends[0]], cotangents[ends[0] : ends[1]], cotangents[ends[1] :]
+        ys, last, totals = [tuple([g is not None for g in group]) for group in (dys, dlast, dtotals)]
+        way = kept.compiled.backward(ys, last, totals, wanted, each)
+        carry = [
+            kept.F.zeros(value.shape, dtype=value.dtype) if dlast[i] is None else dlast[i]
+            for i, value in zip(way.backward.carry, way.program.step.carry, strict=True)
+        ]
+        return way, dys, dtotals, carry
 
     def _again(
         self,
@@ -493,3 +513,8 @@ class _Plan:
 
 
 SCAN: Any = _Scan()
+
+
+def node_of(results: Iterable[Tensor]) -> tape.Node | None:
+    """The node of the scan that has these results, if a gradient passes through one."""
+    return next((tensor._node.parents[0] for tensor in results if tensor._node is not None), None)
