@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,14 @@ def row(index: int, rows: int) -> int:
     return int(index) % rows
 
 
-SPACE = jit.SPACE | {"multiply_add": multiply_add, "row": row, "unsigned": int, "zero_step": 0, "one_step": 1}
+SPACE = jit.SPACE | {
+    "multiply_add": multiply_add,
+    "row": row,
+    "plus": add,
+    "unsigned": int,
+    "zero_step": 0,
+    "one_step": 1,
+}
 
 
 @cache

@@ -15,6 +15,7 @@ Where CuPy differs from NumPy, and what this file does about it:
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 Array: TypeAlias = Any  # an array of whichever library is in use
+Key: TypeAlias = tuple[int, int] | list[tuple[int, int]]  # of a stream of random numbers, or of several
 
 # What operations and their vector-Jacobian products may call on a raw array, under NumPy's names.
 FUNCTIONS = (
@@ -150,12 +152,16 @@ class Backend:
         """Add ``values`` into ``array`` at ``index``; repeated indices add up."""
         self.library.add.at(array, index, values)
 
-    def uniform(self, key: tuple[int, int], shape: tuple[int, ...], dtype: Any) -> Array:
-        """Uniform numbers in [0, 1), the same for the same ``key``."""
+    def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Uniform numbers in [0, 1), the same for the same ``key``; of a list of keys one after the other."""
+        if isinstance(key, list):
+            return self.stack([self.uniform(one, shape, dtype) for one in key], 0)
         return self._generator(key).random(shape, dtype=dtype)
 
-    def normal(self, key: tuple[int, int], shape: tuple[int, ...], dtype: Any) -> Array:
-        """Standard normal numbers, the same for the same ``key``."""
+    def normal(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Standard normal numbers, the same for the same ``key``; of a list of keys one after the other."""
+        if isinstance(key, list):
+            return self.stack([self.normal(one, shape, dtype) for one in key], 0)
         return self._generator(key).standard_normal(shape, dtype=dtype)
 
     def _generator(self, key: tuple[int, int]) -> Any:
@@ -166,6 +172,9 @@ class Backend:
 
 # NumPy takes longer to convert a Python number than to add an array of no dimensions.
 _ONE = {dtype: np.ones((), dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
+
+
+_streams = threading.local()
 
 
 class _NumPy(Backend):
@@ -204,7 +213,15 @@ class _NumPy(Backend):
             np.add.at(array, index, values)
 
     def _generator(self, key: tuple[int, int]) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
+        """The stream of a key; good until the next is asked for, as a new one takes ten times as long to make."""
+        if not hasattr(_streams, "generator"):
+            _streams.bits = np.random.Philox(key=0)
+            _streams.generator = np.random.Generator(_streams.bits)
+            _streams.start = _streams.bits.state
+        _streams.start["state"]["key"][:] = key
+        _streams.bits.state = _streams.start
+        generator: np.random.Generator = _streams.generator
+        return generator
 
 
 class _CuPy(Backend):

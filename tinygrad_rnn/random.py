@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.backend import get_backend
+from tinygrad_rnn.backend import Key, get_backend
 from tinygrad_rnn.tape import tick
 from tinygrad_rnn.tensor import Tensor
 
@@ -50,8 +50,11 @@ class Generator:
         self.counter += 1
         return self.seed, self.counter
 
-    def _draw(self, make: Callable[[tuple[int, int]], Tensor]) -> Tensor:
-        """``make`` with the next key, told to who records the draws of a step."""
+    def _draw(self, make: Callable[[Key], Tensor]) -> Tensor:
+        """``make`` with the next key, told to who records the draws of a step.
+
+        A list of keys must give it what each of them gives, with an axis more, the first.
+        """
         drawn = make(self._next_key())
         listener = _drawn.get()
         if listener is not None:
@@ -74,7 +77,7 @@ class Generator:
             raise ValueError(f"integers needs low < high, got {low} and {high}")
         F, shape = get_backend(), _tuple(shape)
 
-        def make(key: tuple[int, int]) -> Tensor:
+        def make(key: Key) -> Tensor:
             return Tensor(F.asarray(F.floor(F.uniform(key, shape, np.float64) * (high - low)) + low, dtype=np.int64))
 
         return self._draw(make)

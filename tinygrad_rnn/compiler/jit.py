@@ -25,7 +25,7 @@ from tinygrad_rnn.compiler.layout import CONSTANT, SCRATCH, STACK, STREAM, Store
 from tinygrad_rnn.compiler.loops import Generator
 from tinygrad_rnn.compiler.product import BYTES, kept, multiply_add, pack, product
 from tinygrad_rnn.compiler.record import Unrecordable
-from tinygrad_rnn.compiler.scalars import SCALARS
+from tinygrad_rnn.compiler.scalars import SCALARS, plus
 from tinygrad_rnn.compiler.split import Run, Split
 from tinygrad_rnn.compiler.step import Value
 from tinygrad_rnn.threads import blas_limited, get_num_threads, run_shards
@@ -66,6 +66,7 @@ def _row(index: int, rows: int) -> int:
 SPACE: dict[str, Any] = {
     **SCALARS,
     "multiply_add": multiply_add,
+    "plus": plus,
     "row": _row,
     "unsigned": np.uint64,
     "zero_step": np.uint64(0),

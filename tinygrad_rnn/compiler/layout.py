@@ -18,12 +18,11 @@ from tinygrad_rnn.compiler.lower import lowered
 from tinygrad_rnn.compiler.places import Line, Place, of_operands, of_region, of_results, whole, within
 from tinygrad_rnn.compiler.record import NoCode
 from tinygrad_rnn.compiler.split import Split
-from tinygrad_rnn.compiler.step import PRODUCTS, Op, Value
+from tinygrad_rnn.compiler.step import PRODUCTS, REDUCTIONS, Op, Value
 from tinygrad_rnn.ops.reduction import axes_of
 
 STREAM, STACK, BEFORE, AFTER, SCRATCH, CONSTANT = "stream", "stack", "before", "after", "scratch", "constant"
 OTHERS = (*PRODUCTS, "gather", "place")
-REDUCTIONS = ("sum", "mean", "max", "min")
 DTYPES = ("float32", "float64", "bool", "int32", "int64")
 FEW, MANY = 16, 16  # fewer features than that fill no vector; so many rows do
 

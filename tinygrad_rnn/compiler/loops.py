@@ -292,7 +292,7 @@ class Generator(Layout):
             self._element(self._place(operand), operand.shape, [known[letter] for letter in part])
             for part, operand in zip(letters, item.operands, strict=True)
         ]
-        lines.append(f"{inner}total += {' * '.join(factors)}")
+        lines.append(f"{inner}total = plus(total, {' * '.join(factors)})")
         return [*lines, f"{pad}{self._element(item.target, item.result.shape, indices)} = total"]
 
     def _reduction(self, item: Item) -> list[str]:
@@ -314,7 +314,7 @@ class Generator(Layout):
                 inside[axis] = f"r{axis}"
                 inner += "    "
         element = self._element(self._place(x), x.shape, inside)
-        adding = f"total + {element}" if name in ("sum", "mean") else f"{name}imum(total, {element})"
+        adding = f"plus(total, {element})" if name in ("sum", "mean") else f"{name}imum(total, {element})"
         lines.append(f"{inner}total = {adding}")
         count = prod([x.shape[axis] for axis in reduced])
         result = f"total / {self._number(float(count), dtype)}" if name == "mean" else "total"

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tinygrad_rnn import random, tape
-from tinygrad_rnn.backend import BY_TYPE
+from tinygrad_rnn.backend import Key
 from tinygrad_rnn.compiler.step import Recorder, Step
 from tinygrad_rnn.compiler.watch import Watch
 from tinygrad_rnn.ops.rule import Rule
@@ -81,10 +81,10 @@ def _refuse(what: str) -> NoReturn:
 
 @dataclass
 class Draw:
-    """What a step drew from one of our generators: ``make(key)`` draws it for another step."""
+    """What a step drew from one of our generators: ``make(keys)`` draws it for other steps, one after the other."""
 
     generator: random.Generator
-    make: Callable[[tuple[int, int]], Tensor]
+    make: Callable[[Key], Tensor]
     tensor: Tensor
 
 
@@ -278,9 +278,7 @@ def draw_all(recording: Recording, steps: int, reverse: bool) -> list[Tensor]:
         earlier[id(generator)] += 1
         first, stride = generator.counter + earlier[id(generator)], per_step[id(generator)]
         keys = [(generator.seed, first + s * stride) for s in range(steps)]
-        arrays = [draw.make(key)._data for key in (keys[::-1] if reverse else keys)]
-        F = BY_TYPE[type(arrays[0])]
-        drawn.append(_wrap(F.stack(arrays, 0)))
+        drawn.append(draw.make(keys[::-1] if reverse else keys))
     for draw in {id(draw.generator): draw for draw in recording.draws}.values():
         draw.generator.counter += steps * per_step[id(draw.generator)]
     return drawn

@@ -48,6 +48,16 @@ def _multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     return types.float32(types.float32, types.float32, types.float32), emit
 
 
+@_emitted
+def plus(typing_context: Any, a: Any, b: Any) -> Any:
+    """``a + b`` as a term of a sum whose terms may be added up in any order, so that several are added at once."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fadd(*arguments, flags=("reassoc",))
+
+    return a(a, a), emit
+
+
 def _polynomial(*coefficients: float) -> Any:
     """The polynomial with these coefficients, the constant one first, as a function of a float32."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.compiler.step import Op, Step, Value, needed_for
+from tinygrad_rnn.compiler.step import REDUCTIONS, Op, Step, Value, needed_for
 
 SAME, BEFORE, CARRIED = range(3)  # what a value depends on: constants alone, inputs, the state
 
@@ -97,6 +97,8 @@ class Split:
             joining = [op for op in after if op.rule.joins and made.issuperset(op.inputs)]
             self._looped.update(joining)
             after = [op for op in after if op not in self._looped]
+            self._looped.update(_cheap(after))
+            after = [op for op in after if op not in self._looped]
         read = wanted.union(*[op.inputs for op in after])
         self.loop = [op for op in ops if op in self._looped]
         views = self._views_of_stacked(read)
@@ -145,17 +147,22 @@ class Split:
         return views
 
     def _sunk(self, before: list[Op], read: set[Value]) -> list[Op]:
-        """The loop, with those operations on single elements from before it that nothing else reads."""
+        """The loop, with those operations that it needs and that it does faster, by fusing them, than they are done
+        before it, unless these are there for others that come before it."""
         sunk: set[Op] = set()
-        outside = set(read).union(self.step.following)
+        outside = set(self.step.following)
         for op in reversed(before):
-            if (op.rule.elementwise or op.rule.view) and outside.isdisjoint(op.results):
+            if _fuses(op) and outside.isdisjoint(op.results) and not (op.rule.view and not read.isdisjoint(op.results)):
                 sunk.add(op)
             else:
                 outside.update(op.inputs)
-        looped = set(self.loop)
-        used = needed_for({v for op in self.loop for v in op.inputs}, [op for op in before if op in sunk])
-        return [op for op in [*before, *self.loop] if op in looped or op in used]
+        inputs = {value for op in self.loop for value in op.inputs}
+        used = set(needed_for(inputs, [op for op in before if op in sunk]))
+        for op in needed_for(inputs | read, before):  # what is only wanted otherwise goes along with what it is made of
+            if op in sunk and not set(_results(used)).isdisjoint(op.inputs):
+                used.add(op)
+        self.level.update(dict.fromkeys(_results(used), CARRIED))
+        return [op for op in before if op in used] + self.loop
 
     def _total(self, value: Value) -> Total:
         if value not in self._known_totals:
@@ -192,6 +199,31 @@ class Split:
             self._leaves.add(operand)
             return lambda run: run[operand]
         return (lambda run: operand * run.steps) if summed else (lambda run: operand)
+
+
+def _cheap(after: list[Op]) -> set[Op]:
+    """Those that had better be done in the loop, where they are fused: what needs no result of the others, for which
+    there is code, and views that these need."""
+    late: set[Value] = set()
+    cheap: list[Op] = []
+    for op in after:
+        if _fuses(op) and late.isdisjoint(op.inputs):
+            cheap.append(op)
+        else:
+            late.update(op.results)
+    needed: set[Value] = set()
+    kept: set[Op] = set()
+    for op in reversed(cheap):
+        if not op.rule.view or not needed.isdisjoint(op.results):
+            kept.add(op)
+            needed.update(op.inputs)
+    return kept
+
+
+def _fuses(op: Op) -> bool:
+    """Whether an engine that fuses operations has code for it, and gains by that."""
+    coded = op.rule.view or op.rule.scalar is not None or op.rule.name in REDUCTIONS
+    return bool(coded) and all(value.dtype.kind in "fb" for value in op.results)
 
 
 def _results(ops: Iterable[Op]) -> list[Value]:

@@ -19,6 +19,7 @@ from tinygrad_rnn.tape import MODE, Node, no_grad
 from tinygrad_rnn.tensor import Tensor
 
 PRODUCTS = ("matmul", "einsum")  # rules
+REDUCTIONS = ("sum", "mean", "max", "min")
 
 
 class Value:
