@@ -416,3 +416,36 @@ def test_a_function_that_promises_nothing_is_recorded_each_time(by, recorded):
     for number in range(1, 4):
         outcome(cell, held.weights, by)
         assert len(recorded) == number
+
+
+@engines
+def test_a_wrapper_does_not_promise_for_the_cell_in_it(by, recorded):
+    """The library's own cell in it is recorded once, a function only if it promises."""
+
+    class Plain:
+        hidden_size = SIZE
+
+        def __init__(self, pure):
+            self.w = tg.Tensor(normal(5, SIZE, SIZE).data)
+            self.for_sequence = lambda batch: self.step
+            self.step = lambda x, h: (tg.tanh(x + h @ self.w),) * 2
+            if pure:
+                self.step.pure = True
+
+        def __call__(self, x, h):
+            return self.step(x, h)
+
+        def init_state(self, batch):
+            return tg.zeros((batch, SIZE), np.float64)
+
+    xs = normal(1, STEPS, ROWS, SIZE)
+    for make, times in ((CELLS["gru"], 1), (lambda: Plain(False), 3)):
+        recorded.clear()
+        cell = nn.RecurrentDropout(make(), 0.4, tg.Generator(1))
+        for seed in range(3):
+            found = []
+            for engine in (by, "unrolled"):
+                cell.generator = tg.Generator(seed)
+                found.append([tg.scan(cell, xs, engine=engine)[0].numpy()])
+            same(*found)
+        assert len(recorded) == times

@@ -80,7 +80,7 @@ class Torch:
             return x + added
 
         same = "tanh sigmoid sin cos erf exp square expm1 log log1p sqrt abs reciprocal sign floor zeros_like ones_like"
-        same += " where isfinite logical_not einsum matmul tile"
+        same += " where isfinite logical_not einsum matmul"
         self.tg = SimpleNamespace(
             **{name: getattr(t, name) for name in same.split()},
             **{name: reduced(getattr(t, name)) for name in ("sum", "mean", "prod", "logsumexp")},
@@ -88,6 +88,7 @@ class Torch:
             min=reduced(t.amin),
             var=lambda x, axis, keepdims=False: t.var(x, dim=axis, correction=0, keepdim=keepdims),
             clip=t.clamp,
+            tile=lambda x, n: t.tile(x, (n,)),
             maximum=lambda a, b: t.maximum(a, b if isinstance(b, t.Tensor) else t.full_like(a, b)),
             minimum=t.minimum,
             full=lambda shape, value, dtype: t.full(shape, value, dtype=t.float64),
@@ -257,6 +258,12 @@ class Jax:
         return values | {f"d {name}": np.asarray(g) for name, g in slopes.items()}
 
 
+def reason(message: str) -> str:
+    """What an error says, without what is another in each program."""
+    told = re.search(r"got (\w+Error\(.*)|(\w+ aliasing detected)|(\w+Error <.*)", message)
+    return re.sub(r"\d+", "N", told[0] if told else message.strip().split("\n")[0])[:150]
+
+
 def outcome(program: Program, library: Any) -> tuple[str, str]:
     """What came of it: same, differs or raises; and how."""
     runner = Runner(program)
@@ -271,8 +278,7 @@ def outcome(program: Program, library: Any) -> tuple[str, str]:
         exec(compile(library.text(text), "<random step>", "exec"), names)
         found = library.run(program, names["results"], names, order)
     except Exception as error:
-        said = str(error).strip().splitlines() or [""]
-        return "raises", f"{type(error).__name__}: {said[0][:150]}"
+        return "raises", f"{type(error).__name__}: {reason(str(error))}"
     message = runner.difference({name: array for name, array in expected.items() if name in found}, found)
     return ("same", "") if message is None else ("differs", message[:300])
 

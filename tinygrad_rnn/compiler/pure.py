@@ -63,7 +63,7 @@ def kind_of(cell: Any) -> tuple[Any, list[Tensor]] | None:
 
 def _kind(cell: Any, tensors: Tensors) -> Any:
     if type(cell) is FunctionType:
-        return _of_function(cell, tensors, {}) if cell.__dict__.get("pure", False) else None
+        return _of_function(cell, tensors, {}) if _promises(cell) else None
     cls = type(cell)
     if not vars(cls).get("pure", False):
         return None
@@ -90,10 +90,10 @@ def _of_value(value: Any, tensors: Tensors) -> Any:
 
 
 def _of_function(function: FunctionType, tensors: Tensors, seen: dict[FunctionType, int]) -> Any:
-    """A function by its code and by all that it can read."""
+    """A function by its code and by all that it can read; one of a package that promises nothing by itself alone."""
     code = function.__code__
     named, package = code_facts(code)
-    if package is not None:
+    if package is not None and not _promises(function):
         return function
     if function in seen:
         return seen[function]
@@ -102,20 +102,29 @@ def _of_function(function: FunctionType, tensors: Tensors, seen: dict[FunctionTy
     own = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *function.__dict__.values()]
     parts: list[Any] = [code, *function.__dict__]
     for value in [*outer, *own, *[function.__globals__.get(name, MISSING) for name in named]]:
-        part = _of_held(value, tensors, seen)
+        part = _of_held(value, tensors, seen, package == "")
         if part is None:
             return None
         parts.append(part)
     return tuple(parts)
 
 
-def _of_held(value: Any, tensors: Tensors, seen: dict[FunctionType, int]) -> Any:
-    """What a function holds; None if it is nothing of which it is known when it changes."""
+def _promises(function: FunctionType) -> bool:
+    return bool(function.__dict__.get("pure", False))
+
+
+def _of_held(value: Any, tensors: Tensors, seen: dict[FunctionType, int], by_us: bool) -> Any:
+    """What a function holds; None if it is nothing of which it is known when it changes.
+
+    A function of the user's that promises speaks for those that it holds; one of ours holds the user's cell.
+    """
     kind = type(value)
     if kind is FunctionType:
-        return _of_function(value, tensors, seen)
+        alone = value.__closure__ is None and code_facts(value.__code__)[1] is not None
+        known = not by_us or _promises(value) or alone
+        return _of_function(value, tensors, seen) if known else None
     if kind in (tuple, list):
-        parts = [_of_held(part, tensors, seen) for part in value]
+        parts = [_of_held(part, tensors, seen, by_us) for part in value]
         return None if None in parts else (kind, *parts)
     if kind is ModuleType:
         return None if package_of_module(value) is None else value

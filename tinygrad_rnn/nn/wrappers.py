@@ -92,6 +92,7 @@ class RecurrentDropout(_Wrapper):
             masks = iter((mask,))  # for the first part; the others find none
             return step(x, map_nest(lambda part: part if (m := next(masks, None)) is None else part * m, state))
 
+        masked.pure = True  # type: ignore[attr-defined]
         return masked
 
     def extra_repr(self) -> str:
@@ -245,6 +246,7 @@ class Residual(_Wrapper):
                 raise ValueError(f"Residual: output and input must have one shape, got {y.shape} and {x.shape}")
             return y + x, following
 
+        added.pure = True  # type: ignore[attr-defined]
         return added
 
 
