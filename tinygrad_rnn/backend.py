@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -154,15 +155,16 @@ class Backend:
 
     def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
         """Uniform numbers in [0, 1), the same for the same ``key``; of a list of keys one after the other."""
-        if isinstance(key, list):
-            return self.stack([self.uniform(one, shape, dtype) for one in key], 0)
-        return self._generator(key).random(shape, dtype=dtype)
+        return self._drawn("random", key, shape, dtype)
 
     def normal(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
         """Standard normal numbers, the same for the same ``key``; of a list of keys one after the other."""
+        return self._drawn("standard_normal", key, shape, dtype)
+
+    def _drawn(self, method: str, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
         if isinstance(key, list):
-            return self.stack([self.normal(one, shape, dtype) for one in key], 0)
-        return self._generator(key).standard_normal(shape, dtype=dtype)
+            return self.stack([self._drawn(method, one, shape, dtype) for one in key], 0)
+        return getattr(self._generator(key), method)(shape, dtype=dtype)
 
     def _generator(self, key: tuple[int, int]) -> Any:
         random = self.library.random
@@ -211,6 +213,14 @@ class _NumPy(Backend):
             array[rows[starts]] += np.add.reduceat(values[order], starts, axis=0)
         else:
             np.add.at(array, index, values)
+
+    def _drawn(self, method: str, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+        if not isinstance(key, list):
+            return super()._drawn(method, key, shape, dtype)
+        numbers = np.empty((len(key), prod(shape)), dtype)
+        for one, row in zip(key, numbers, strict=True):
+            getattr(self._generator(one), method)(dtype=dtype, out=row)
+        return numbers.reshape(len(key), *shape)
 
     def _generator(self, key: tuple[int, int]) -> np.random.Generator:
         """The stream of a key; good until the next is asked for, as a new one takes ten times as long to make."""

@@ -86,7 +86,8 @@ def _of_value(value: Any, tensors: Tensors) -> Any:
     if isinstance(value, Tensor):
         place, _ = tensors.setdefault(id(value), (len(tensors), value))
         return place, value.shape, value.dtype, value.requires_grad
-    return (hashable(value),) if type(value) in _PLAIN else None
+    plain = type(value) in _PLAIN or (type(value) is tuple and all(type(part) in _PLAIN for part in value))
+    return (hashable(value),) if plain else None
 
 
 def _of_function(function: FunctionType, tensors: Tensors, seen: dict[FunctionType, int]) -> Any:
