@@ -204,14 +204,14 @@ def products(gates: int, sizes: Sizes, input_gradient: bool = False) -> Callable
     return run
 
 
-def compare(what: str, sides: Mapping[str, Run], reference: str) -> None:
+def compare(what: str, sides: Mapping[str, Run], reference: str, tolerance: float = TOLERANCE) -> None:
     """Stop unless all sides, each called once, give the reference's outputs and gradients."""
     results = {name: run() for name, run in sides.items()}
     expected = results.pop(reference)
     for name, arrays in results.items():
         for i, (found, right) in enumerate(zip(arrays, expected, strict=True)):
             difference = np.abs(found - right).max() / np.abs(right).max()
-            if not difference <= TOLERANCE:  # so that NaN is refused
+            if not difference <= tolerance:  # so that NaN is refused
                 part = f"gradient {i} of {len(expected) - 1}" if i else "output"
                 raise SystemExit(f"{what}, {name}: {part} is {difference:.1e} off {reference}'s: nothing to compare")
 

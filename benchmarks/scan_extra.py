@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from scan import Run, Sizes, compare, layer_sides, measure, ours, parser, publish, ratio, setting
+from scan import TOLERANCE, Run, Sizes, compare, layer_sides, measure, ours, parser, publish, ratio, setting
 from tqdm import tqdm
 
 import tinygrad_rnn as tg
@@ -44,6 +44,8 @@ VARIANTS = {
     "GRU": ("MGU", "IndRNN"),
     "RNN, tanh": ("RNN, PReLU",),
 }
+# Where float32 itself is further off: over 100 steps of this cell 3e-4 off float64 in the plain loop, 7e-4 by Numba.
+LOOSE = {"LSTM, layer normalization": 3e-3}
 LONG = 1000  # steps of the peaks of memory
 COLD = (32, 32, 16)  # input, hidden and batch of the first gradients
 COLD_STEPS = (15, 1500)
@@ -61,7 +63,8 @@ def tax(sizes: Sequence[Sizes], engines: Sequence[str], pairs: int) -> Iterator[
         sides: dict[tuple[str, str], Run] = {}
         for name in (plain, *VARIANTS[plain]):
             of_name = {engine: cell_run(name, one, engine) for engine in engines}
-            compare(f"{name} ({shape})", {**of_name, "the loop": cell_run(name, one, "unrolled")}, "the loop")
+            loop = cell_run(name, one, "unrolled")
+            compare(f"{name} ({shape})", {**of_name, "the loop": loop}, "the loop", LOOSE.get(name, TOLERANCE))
             sides |= {(engine, name): run for engine, run in of_name.items()}
         times = measure({" ".join(key): run for key, run in sides.items()}, pairs)
         for engine in engines:
