@@ -375,6 +375,19 @@ def test_a_pure_function_is_recorded_once(by, recorded):
 
 
 @engines
+def test_a_cell_whose_rows_begin_anew_is_recorded_once(by, recorded):
+    reset = np.arange(STEPS * ROWS).reshape(STEPS, ROWS) % 3 == 1
+    for seed in range(3):
+        cell = Pure()
+        cell.start = nn.Parameter(normal(seed, SIZE).data)
+        found = [
+            tg.scan(cell, normal(1, STEPS, ROWS, SIZE), reset=reset, engine=e)[0].numpy() for e in (by, "unrolled")
+        ]
+        np.testing.assert_allclose(*found, rtol=1e-12)
+    assert len(recorded) == 1
+
+
+@engines
 def test_what_a_pure_function_reads_is_seen(by, recorded, monkeypatch):
     held = Held()
     sees(held, by)

@@ -285,7 +285,8 @@ class _Run:
     def _traced(self, engine: Any) -> _Traced:
         """One step, recorded or remembered; nothing is drawn."""
         xs, state = self._flat()
-        kind = None if _observer.get() else kind_of(self.step)
+        begins = [] if self.begin is None else [leaf for _, leaf in leaves(self.fresh)]
+        kind = None if _observer.get() else kind_of(self.step, begins)
         key = None if kind is None else (kind[0], *self._form(xs, state))
         known = remembered(key) if key else None
         if kind and known:

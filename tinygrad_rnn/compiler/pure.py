@@ -8,6 +8,7 @@ functions among these, and changes nothing. The library's own cells are.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, TypeAlias
@@ -54,11 +55,15 @@ class Known:
         return Recording(self.step, [values[value] for value in self.consts], [], Recorder(), [])
 
 
-def kind_of(cell: Any) -> tuple[Any, list[Tensor]] | None:
-    """What a pure cell does, as a key, and its tensors in a fixed order; None if it makes no promise."""
+def kind_of(cell: Any, others: Iterable[Tensor] = ()) -> tuple[Any, list[Tensor]] | None:
+    """What a pure cell does, as a key, and its tensors in a fixed order, ``others`` that its step reads among them.
+
+    None if it makes no promise.
+    """
     tensors: Tensors = {}
-    key = _kind(cell, tensors)
-    return None if key is None else (key, [tensor for _, tensor in tensors.values()])
+    kind = _kind(cell, tensors)
+    key = kind, *[_of_value(other, tensors) for other in others]
+    return None if kind is None else (key, [tensor for _, tensor in tensors.values()])
 
 
 def _kind(cell: Any, tensors: Tensors) -> Any:
