@@ -1,6 +1,6 @@
 """Random recurrent cells by the scans of PyTorch and JAX, held against the plain loop: does anything differ there?
 
-``python tests/peers/random_steps_elsewhere.py --by torch jax --cells 300`` counts. The cells are those of
+``python tests/peers/random_steps_elsewhere.py --by tg torch jax --cells 300`` counts. The cells are those of
 ``tests/random_steps.py``, as far as they use only what all three libraries have: no lengths, resets, exposed values,
 masks of our generators, nor operations that change a gradient on purpose. The very text of each program is run, with
 another library under the names ``tg`` and ``F``; its outputs, last states and first gradients are compared.
@@ -265,27 +265,33 @@ def reason(message: str) -> str:
 
 
 def outcome(program: Program, library: Any) -> tuple[str, str]:
-    """What came of it: same, differs or raises; and how."""
+    """What came of it by a library, or (None) by ours: same, differs or raises; and how."""
     runner = Runner(program)
     expected = runner.run("unrolled")
     order = [*expected][: [*expected].index("loss")]
     expected.pop("loss")
-    text = text_of(program, "")
-    text = text[text.index("def results(") : text.index("\n\ndef difference")]
-    names: dict[str, Any] = {"np": np, "tg": library.tg, "F": library.F, "leaves": leaves, **library.names}
-    library.tg.Generator = lambda seed: None
     try:
-        exec(compile(library.text(text), "<random step>", "exec"), names)
-        found = library.run(program, names["results"], names, order)
+        found = runner.run("array") if library is None else run_elsewhere(program, library, order)
     except Exception as error:
         return "raises", f"{type(error).__name__}: {reason(str(error))}"
     message = runner.difference({name: array for name, array in expected.items() if name in found}, found)
     return ("same", "") if message is None else ("differs", message[:300])
 
 
+def run_elsewhere(program: Program, library: Any, order: list[str]) -> Found:
+    """The values and gradients of a program by another library."""
+    text = text_of(program, "")
+    text = text[text.index("def results(") : text.index("\n\ndef difference")]
+    names: dict[str, Any] = {"np": np, "tg": library.tg, "F": library.F, "leaves": leaves, **library.names}
+    library.tg.Generator = lambda seed: None
+    exec(compile(library.text(text), "<random step>", "exec"), names)
+    found: Found = library.run(program, names["results"], names, order)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--by", nargs="+", choices=("torch", "jax"), default=["torch"])
+    parser.add_argument("--by", nargs="+", choices=("tg", "torch", "jax"), default=["tg", "torch"])
     parser.add_argument("--cells", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -293,7 +299,7 @@ def main() -> None:
     from tqdm import tqdm
 
     warnings.simplefilter("ignore")
-    libraries = {"torch": Torch, "jax": Jax}
+    libraries: dict[str, Callable[[], Any]] = {"tg": lambda: None, "torch": Torch, "jax": Jax}
     for name in arguments.by:
         library = libraries[name]()
         counts: Counter[str] = Counter()
