@@ -1,0 +1,1 @@
+"""Published experiments, run again; see `python -m examples.papers --help`."""

@@ -1,0 +1,68 @@
+"""Published experiments, run again by their own protocol: ``python -m examples.papers NAME``.
+
+Prints a table of what was published and what came out here, draws a figure, and keeps each trial in a JSON file. Trials
+run in processes, one for each core; one that is in the file is not run again, so an interrupted run goes on where it
+was. ``--quick`` only shows that everything works: it stops each trial after a few sequences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from examples.papers import lstm97
+from examples.papers.trials import RESULTS, Record, run
+
+PAPERS = lstm97.PAPERS
+
+
+def page() -> str:
+    """All results, as Markdown."""
+    parts = [
+        "# Published tables, run again\n",
+        "Made by `python -m examples.papers --page` of the files in `results/`. Each table by "
+        "`python -m examples.papers NAME`.\n\nA mean is that of the trials that succeeded, with its standard error. "
+        "Where fewer trials were run than in the paper, the last column says so.\n",
+    ]
+    for name, paper in PAPERS.items():
+        record = Record(name, paper, RESULTS, quick=False)
+        if any(record.trials.values()):
+            hours = sum(trial["seconds"] for trials in record.trials.values() for trial in trials) / 3600
+            parts += [
+                f"## {paper.title}\n",
+                f"`{name}`: {paper.source}. {hours:.1f} hours of one core.\n",
+                f"{record.table()}\n",
+                f"{paper.remarks}\n",
+                f"![{paper.title}](results/{name}.png)\n",
+            ]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.papers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", choices=PAPERS, help="which experiment")
+    parser.add_argument("--quick", action="store_true", help="stop each trial after a few sequences")
+    parser.add_argument("--trials", type=int, help="how many of each setting (default: as many as in the paper)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first trial; the next have the next")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trials at a time (default: one a core)")
+    parser.add_argument("--only", nargs="+", default=[], help="only settings whose label has one of these in it")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the JSON files and figures")
+    parser.add_argument("--page", action="store_true", help="write docs/results.md anew from all JSON files there")
+    options = parser.parse_args()
+    if options.page:
+        RESULTS.with_suffix(".md").write_text(page())
+        return
+    if options.name is None:
+        parser.error(f"give the name of an experiment: {', '.join(PAPERS)}")
+    record = Record(options.name, PAPERS[options.name], options.out, options.quick)
+    run(record, options.trials, options.seed, options.quick, options.jobs, options.only)
+    print(record.table())
+    if any(record.trials.values()):
+        print(f"\nkept in {record.path}, drawn in {record.picture()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""Hochreiter & Schmidhuber 1997, Long Short-Term Memory: the paper's own network, its own learning, its own rules.
+
+One sequence at a time, plain gradient descent, gradients through the memory alone (`LSTM97Cell`); learning ends when
+the paper's rule is met, or is given up after some multiple of the sequences that the paper needed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+import tinygrad_rnn as tg
+from examples.papers.trials import Paper, Setting, Trial
+from tinygrad_rnn import data, nn, optim
+from tinygrad_rnn.nn.gated import LSTM97Cell
+
+SOURCE = "Hochreiter & Schmidhuber 1997, Long Short-Term Memory, Neural Computation 9(8)"
+TESTS = 2560  # sequences on which the network that has learned is judged
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the paper says of the network of an experiment, and of its learning rate."""
+
+    blocks: int
+    cells: int
+    rate: float
+    reach: float = 0.1  # weights are even from minus to plus this
+    bias: bool | Literal["gates"] = True
+    output_bias: bool = True
+    input_gates: tuple[float, ...] = ()  # where their biases begin; otherwise as weights do
+    output_gates: tuple[float, ...] = ()
+    truncated: bool = True  # whether gradients pass through the memory alone
+
+
+class Net(nn.Module):
+    """Blocks of memory cells, and logistic output units that see the cells."""
+
+    def __init__(self, task: data.Task, form: Network, generator: tg.Generator) -> None:
+        self.cell = LSTM97Cell(task.input_size, form.blocks, form.cells, form.bias, form.truncated, generator=generator)
+        self.out = nn.Linear(self.cell.hidden_size, task.output_size, form.output_bias, generator=generator)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -form.reach, form.reach, generator)
+        for first, biases in ((0, form.input_gates), (form.blocks, form.output_gates)):
+            if biases:
+                gates = self.cell.bias_gates.data.copy()
+                gates[first : first + form.blocks] = biases
+                self.cell.bias_gates.data = gates
+
+    def forward(self, xs: tg.Tensor, every_step: bool) -> tg.Tensor:
+        ys, _ = tg.scan(self.cell, xs)
+        return tg.sigmoid(self.out(ys if every_step else ys[-1]))
+
+
+def drawn(task: data.Task, generator: tg.Generator) -> Iterator[data.Batch]:
+    """One fresh sequence after the other."""
+    while True:
+        many = task.batch(500, generator)
+        for i in range(many.xs.shape[1]):
+            n = len(many.xs) if many.lengths is None else int(many.lengths[i])
+            targets = many.targets[:n, i : i + 1] if task.every_step else many.targets[i : i + 1]
+            yield data.Batch(many.xs[:n, i : i + 1], targets, None)
+
+
+def learn(net: Net, task: data.Task, rate: float, generator: tg.Generator) -> Iterator[tuple[bool, float]]:
+    """Learn from one sequence after the other; of each whether it was wrong, and its error, before the update."""
+    optimizer = optim.SGD(net.parameters(), lr=rate)
+    for one in drawn(task, generator):
+        outputs = net(tg.Tensor(one.xs), task.every_step)
+        loss = 0.5 * tg.square(outputs - tg.Tensor(one.targets)).sum()  # the paper's deltas have no factor of 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found = outputs.numpy()
+        yield bool(task.wrong(found, one)[0]), float(task.error(found, one)[0])
+
+
+def failures(net: Net, task: data.Task, batch: data.Batch) -> tuple[int, float]:
+    """How many sequences of a batch are wrong, and the mean error."""
+    with tg.no_grad():
+        ys, (_, _) = tg.scan(net.cell, tg.Tensor(batch.xs), lengths=batch.lengths)
+        outputs = tg.sigmoid(net.out(ys)).numpy()
+    return int(task.wrong(outputs, batch).sum()), float(task.error(outputs, batch).mean())
+
+
+def by_stream(task: data.Task, form: Network, most: int, seed: int, quick: bool) -> Trial:
+    """A trial that ends when the latest sequences of the training stream satisfy the paper (experiments 4 to 6)."""
+    generator = tg.Generator(seed)
+    net = Net(task, form, generator)
+    window = 20 if quick else task.window
+    wrong: deque[bool] = deque(maxlen=window)
+    errors: deque[float] = deque(maxlen=window)
+    count = total = 0
+    for total, (miss, error) in enumerate(learn(net, task, form.rate, generator), 1):
+        count += miss - (len(wrong) == window and wrong[0])
+        wrong.append(miss)
+        errors.append(error)
+        enough = len(wrong) == window and count <= task.allowed
+        if (enough and sum(errors) / window < task.error_below) or total == (40 if quick else most):
+            break
+    solved = len(wrong) == window and count <= task.allowed and sum(errors) / window < task.error_below
+    missed, error = failures(net, task, task.batch(20 if quick else TESTS, generator))
+    return {"solved": solved, "sequences": total, "wrong": missed, "error": error}
+
+
+def by_test(task: data.Task, form: Network, most: int, seed: int, quick: bool) -> Trial:
+    """A trial that ends when a set of 256 sequences satisfies the paper, looked at every 500 (experiment 3)."""
+    generator = tg.Generator(seed)
+    net = Net(task, form, generator)
+    test = task.batch(20 if quick else task.window, generator)
+    first, solved, total = None, False, 0
+    for total, _ in enumerate(learn(net, task, form.rate, generator), 1):
+        if total % (20 if quick else 500) == 0:
+            missed, error = failures(net, task, test)
+            if missed <= task.allowed and first is None:
+                first = total
+            solved = missed <= task.allowed and error < task.error_below
+        if solved or total == (40 if quick else most):
+            break
+    missed, error = failures(net, task, task.batch(20 if quick else TESTS, generator))
+    return {"solved": solved, "first": first, "sequences": total, "wrong": missed, "error": error}
+
+
+def by_strings(form: Network, most: int, seed: int, quick: bool) -> Trial:
+    """A trial of experiment 1, which ends when all 512 strings are right, looked at every 100 presentations."""
+    strings = data.reber_strings(512, tg.Generator(seed // 10))  # ten initial states for each set of strings
+    generator = tg.Generator(1000 + seed)
+    task = data.EmbeddedReber(strings[:256])
+    everything = data.EmbeddedReber(strings).all()
+    net = Net(task, form, generator)
+    missed = total = 0
+    for total, _ in enumerate(learn(net, task, form.rate, generator), 1):
+        if total % (20 if quick else 100) == 0:
+            missed, _ = failures(net, task, everything)
+            if not missed:
+                break
+        if total == (40 if quick else most):
+            break
+    return {"solved": not missed, "sequences": total, "wrong": missed}
+
+
+# -- what is shown
+
+
+def share(trials: list[Trial]) -> str:
+    return f"{100 * sum(trial['solved'] for trial in trials) / len(trials):.0f} %"
+
+
+def mean(trials: list[Trial], what: str) -> str:
+    """The mean of the trials that succeeded, and its standard error."""
+    values = np.array([trial[what] for trial in trials if trial["solved"]], float)
+    if not len(values):
+        return "-"
+    return f"{values.mean():,.0f}" + (f" ± {values.std(ddof=1) / len(values) ** 0.5:,.0f}" if len(values) > 1 else "")
+
+
+def with_tests(trials: list[Trial]) -> tuple[str, ...]:
+    wrong = [trial["wrong"] for trial in trials if trial["solved"]]
+    return share(trials), mean(trials, "sequences"), f"{np.mean(wrong):.1f}" if wrong else "-"
+
+
+def with_first(trials: list[Trial]) -> tuple[str, ...]:
+    solved, sequences, _ = with_tests(trials)
+    fraction = [trial["wrong"] / TESTS for trial in trials if trial["solved"]]
+    return solved, mean(trials, "first"), sequences, f"{np.mean(fraction):.6f}" if fraction else "-"
+
+
+def draw(axes: Any, settings: Sequence[Setting], trials: Sequence[list[Trial]]) -> None:
+    """Sequences until success: each trial a dot, the paper's mean a bar."""
+    for row, (setting, found) in enumerate(zip(settings, trials, strict=True)):
+        done = [trial["sequences"] for trial in found if trial["solved"]]
+        given_up = [trial["sequences"] for trial in found if not trial["solved"]]
+        axes.plot(done, [row] * len(done), "o", color="tab:blue", alpha=0.5, label=None if row else "ours, solved")
+        axes.plot(given_up, [row] * len(given_up), "x", color="tab:red", label=None if row else "ours, given up")
+        published = float(setting.published[-2 if len(setting.published) > 2 else 1].replace(",", ""))
+        axes.plot([published] * 2, [row - 0.3, row + 0.3], color="black", label=None if row else "published mean")
+    axes.set_yticks(range(len(settings)), [setting.label for setting in settings])
+    axes.set_xscale("log")
+    axes.set_xlabel("training sequences")
+    axes.invert_yaxis()
+    axes.legend()
+
+
+# -- the experiments
+
+STRINGS = partial(Network, reach=0.2, bias="gates", output_bias=False)
+FOURS, THREES = partial(STRINGS, 4, 1, output_gates=(-1, -2, -3, -4)), partial(STRINGS, 3, 2, output_gates=(-1, -2, -3))
+REBER = [  # label, network, rate, published
+    ("4 blocks of 1, rate 0.1", FOURS, 0.1, "100 %", "39,740"),
+    ("3 blocks of 2, rate 0.1", THREES, 0.1, "100 %", "21,730"),
+    ("3 blocks of 2, rate 0.2", THREES, 0.2, "97 %", "14,060"),
+    ("4 blocks of 1, rate 0.5", FOURS, 0.5, "97 %", "9,500"),
+    ("3 blocks of 2, rate 0.5", THREES, 0.5, "100 %", "8,440"),
+]
+SIGNS = partial(Network, 3, 1, output_bias=False, input_gates=(-1, -3, -5), output_gates=(-2, -4, -6))
+SEQUENCES = [  # form, signal, network, published: first rule, second rule, wrong
+    ("3a", 3, SIGNS(1.0), "27,380", "39,850", "0.000195"),
+    ("3a", 1, SIGNS(1.0), "58,370", "64,330", "0.000117"),
+    ("3b", 3, SIGNS(1.0), "41,740", "43,250", "0.00828"),
+    ("3b", 1, SIGNS(1.0), "74,950", "78,430", "0.01500"),
+    ("3c", 3, SIGNS(0.1), "-", "269,650", "0.00558"),
+    ("3c", 1, SIGNS(0.1), "-", "565,640", "0.00441"),
+]
+SUM = Network(2, 2, 0.5, input_gates=(-3, -6))
+PRODUCT = Network(2, 2, 0.1)
+ORDER_6A, ORDER_6B = Network(2, 2, 0.5, input_gates=(-2, -4)), Network(3, 2, 0.1, input_gates=(-2, -4, -6))
+
+PAPERS = {
+    "lstm97-reber": Paper(
+        "Experiment 1: embedded Reber grammar",
+        SOURCE + ", table 1",
+        ("success", "presentations"),
+        tuple(
+            Setting(label + how, tuple(said), 30, partial(by_strings, net(rate=rate, truncated=not how), 100_000))
+            for how in ("", ", whole gradient")
+            for label, net, rate, *said in REBER
+        ),
+        lambda trials: (share(trials), mean(trials, "sequences")),
+        draw,
+        "**Not reproduced so far.** By the paper's own learning no trial succeeded within 100,000 presentations. What "
+        "was tried besides is to let the whole gradient through, beyond the memory. Where we read the paper otherwise "
+        "than it was meant we have not found; experiment 6, with the same network and learning, comes out.\n\n"
+        "The published means are those of 3 sets of strings with 10 initial states each, as are ours. All strings are "
+        "looked at after every 100 presentations; how often the paper looked is not said.",
+    ),
+    "lstm97-two-sequence": Paper(
+        "Experiment 3: noise and signal on one line, T = 100",
+        SOURCE + ", tables 4 to 6",
+        ("success", "first rule", "second rule", "fraction wrong"),
+        tuple(
+            Setting(
+                f"{form}, signal of {signal}",
+                ("100 %", *said),
+                10,
+                partial(by_test, data.TwoSequence(form, 100, signal), net, 1_500_000 if form == "3c" else 300_000),
+            )
+            for form, signal, net, *said in SEQUENCES
+        ),
+        with_first,
+        draw,
+        "The test set of 256 is looked at after every 500 sequences. 3c has one rule.",
+    ),
+    "lstm97-adding": Paper(
+        "Experiment 4: adding",
+        SOURCE + ", table 7",
+        ("success", "sequences", "wrong of 2560"),
+        (
+            Setting("T = 100", ("100 %", "74,000", "1"), 10,
+                    partial(by_stream, data.Adding("hochreiter97", 100), SUM, 500_000)),
+            Setting("T = 500", ("100 %", "209,000", "0"), 10,
+                    partial(by_stream, data.Adding("hochreiter97", 500), SUM, 1_000_000)),
+        ),
+        with_tests,
+        draw,
+        "Each count begins with the first sequence and ends with the last of the 2000 that satisfied the rule.",
+    ),
+    "lstm97-multiplication": Paper(
+        "Experiment 5: multiplication, T = 100",
+        SOURCE + ", table 8",
+        ("success", "sequences", "wrong of 2560"),
+        (
+            Setting("n = 140", ("100 %", "482,000", "139"), 10,
+                    partial(by_stream, data.Multiplication(100, 140), PRODUCT, 2_500_000)),
+            Setting("n = 13", ("100 %", "1,273,000", "14"), 10,
+                    partial(by_stream, data.Multiplication(100, 13), PRODUCT, 4_000_000)),
+        ),
+        with_tests,
+        draw,
+        "Learning ends when fewer than n of the last 2000 errors exceed 0.04.",
+    ),
+    "lstm97-order": Paper(
+        "Experiment 6: temporal order",
+        SOURCE + ", table 9",
+        ("success", "sequences", "wrong of 2560"),
+        (
+            Setting("6a", ("100 %", "31,390", "1"), 20,
+                    partial(by_stream, data.TemporalOrder("6a"), ORDER_6A, 300_000)),
+            Setting("6b", ("100 %", "571,100", "2"), 10,
+                    partial(by_stream, data.TemporalOrder("6b"), ORDER_6B, 2_000_000)),
+        ),
+        with_tests,
+        draw,
+        "Each count begins with the first sequence and ends with the last of the 2000 that satisfied the rule.",
+    ),
+}  # fmt: skip
