@@ -27,7 +27,7 @@ import tinygrad_rnn as tg
 from tinygrad_rnn import tape
 from tinygrad_rnn.backend import HOLE, get_backend
 from tinygrad_rnn.compiler import array as array_engine
-from tinygrad_rnn.compiler.run import Program
+from tinygrad_rnn.compiler.program import Program
 from tinygrad_rnn.compiler.step import Op, Step, Value
 from tinygrad_rnn.ops.declare import REGISTRY, TRANSPOSED, apply, apply_with_results
 from tinygrad_rnn.ops.over_time import aligned, lettered, shifted

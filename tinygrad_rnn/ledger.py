@@ -309,6 +309,7 @@ def _jacobian(scan: _Loop | _Whole, generator: Generator) -> Array:
     rows, units = shape[0], prod(shape[1:])
     squares = np.full(scan.steps, np.nan)
     squares[scan.taken] = 0.0
+    blank = squares.copy()
     exact = units <= EXACT
     for i in range(units if exact else PROBES):
         if exact:
@@ -317,7 +318,7 @@ def _jacobian(scan: _Loop | _Whole, generator: Generator) -> Array:
             cotangent = F.reshape(F.asarray(probe), shape)
         else:
             cotangent = F.normal(generator.next_key(), shape, dtype)
-        squares += np.square(_norms(np.where(np.isnan(squares), np.nan, 0.0), scan.pulled(cotangent)))
+        squares += np.square(_norms(blank, scan.pulled(cotangent)))
     return np.sqrt(squares / (1 if exact else PROBES) / max(rows, 1))
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_rnn import tape
+from tinygrad_rnn.arguments import alike, check_batch, extent, rows_alive, rows_beginning
 from tinygrad_rnn.backend import Array, get_backend
 from tinygrad_rnn.compiler.engines import candidates, chosen, engine_named
 from tinygrad_rnn.compiler.explain import Plan, planned
@@ -19,7 +20,7 @@ from tinygrad_rnn.compiler.pure import kind_of, remember, remembered
 from tinygrad_rnn.compiler.record import NoCode, Recording, Unrecordable, draw_all, record
 from tinygrad_rnn.compiler.run import compiled, over
 from tinygrad_rnn.compiler.segments import check
-from tinygrad_rnn.nest import describe, filled, form, leaves, map_nest
+from tinygrad_rnn.nest import filled, form, leaves, map_nest
 from tinygrad_rnn.ops import pad, reshape, stack, unstack, where
 from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
 
@@ -158,7 +159,7 @@ def plan(
 def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset: Any, expose: Sequence[str]) -> _Run:
     """The arguments of `scan`, checked and laid out."""
     xs = map_nest(as_tensor, xs)
-    steps, batch, device = _extent(xs, lengths is not None or reset is not None)
+    steps, batch, device = extent(xs, lengths is not None or reset is not None)
     init_state = getattr(cell, "init_state", None)
     if state is None and init_state is None:
         raise TypeError("state: the cell has no init_state, so scan must be given the state to start from")
@@ -166,10 +167,10 @@ def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset
     state = map_nest(as_tensor, fresh if state is None else state)
     if lengths is None and reset is None:
         return _Run(step_of(cell, batch), xs, state, fresh, None, None, steps, steps, reverse, tuple(expose))
-    _check_batch(state, batch)
-    _alike(state, fresh, "init_state gives")
-    alive = np.ones((steps, 1), bool) if lengths is None else _alive(lengths, steps, batch)
-    begins = np.zeros_like(alive) if reset is None else _begins(reset, alive, steps, batch, reverse)
+    check_batch(state, batch)
+    alike(state, fresh, "init_state gives")
+    alive = np.ones((steps, 1), bool) if lengths is None else rows_alive(lengths, steps, batch)
+    begins = np.zeros_like(alive) if reset is None else rows_beginning(reset, alive, steps, batch, reverse)
 
     # Steps that no row reaches are left out, but for one that tells what outputs look like.
     reached = max(int(alive.any(axis=1).sum()), 1)
@@ -377,7 +378,7 @@ class _Run:
             _present.reset(tokens[0])
             _exposed.reset(tokens[1])
             _notes.reset(tokens[2])
-        _alike(state, following, f"the cell, at step {t}, returned")
+        alike(state, following, f"the cell, at step {t}, returned")
         if real is not None:
             following = map_nest(lambda new, old: where(real(old.ndim), new, old), following, state)
         return y, following, found or {}, notes
@@ -405,80 +406,6 @@ def _named(found: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
     if missing:
         raise ValueError(f"expose: the cell shows {', '.join(found) or 'nothing'}, but not {', '.join(missing)}")
     return {name: found[name] for name in names}
-
-
-def _extent(xs: Any, needs_batch: bool) -> tuple[int, int, str]:
-    """Steps, rows (1 if there is no such axis) and backend of the inputs."""
-    parts = leaves(xs)
-    if not parts:
-        raise TypeError("xs: an empty nest, so there is nothing to take steps over")
-    axes = 2 if needs_batch else 1
-    first = parts[0][1]
-    for place, leaf in parts:
-        if leaf.ndim < axes:
-            raise ValueError(f"xs{place} must have shape (T, {'B, ' if needs_batch else ''}...), got {leaf.shape}")
-        if leaf.shape[:axes] != first.shape[:axes]:
-            raise ValueError(f"xs{place} has shape {leaf.shape}, beside {first.shape}: steps and rows must agree")
-    if not first.shape[0]:
-        raise ValueError(f"xs has no steps: shape {first.shape}")
-    return first.shape[0], first.shape[1] if first.ndim > 1 else 1, first.backend
-
-
-def on_host(values: Any) -> np.ndarray[Any, Any]:
-    """A tensor or array-like as a NumPy array."""
-    return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
-def _alive(lengths: Any, steps: int, batch: int) -> Array:
-    """Bools (T, B): where a row is within its length."""
-    lengths = on_host(lengths)
-    if lengths.shape != (batch,):
-        raise ValueError(f"lengths must have shape ({batch},), one for each row of xs, got {lengths.shape}")
-    if lengths.dtype.kind not in "iu" and lengths.size:
-        raise TypeError(f"lengths must be ints, got dtype {lengths.dtype}")
-    wrong = [f"{n} in row {row}" for row, n in enumerate(lengths.tolist()) if not 0 <= n <= steps]
-    if wrong:
-        raise ValueError(f"lengths must be from 0 to the {steps} steps of xs, got {', '.join(wrong)}")
-    return np.arange(steps)[:, None] < lengths
-
-
-def _begins(reset: Any, alive: Array, steps: int, batch: int, reverse: bool) -> Array:
-    """Bools (T, B): which rows are started anew before a step is taken."""
-    reset = on_host(reset)
-    if reset.shape != (steps, batch):
-        raise ValueError(
-            f"reset must have shape ({steps}, {batch}), one for each step and row of xs, got {reset.shape}"
-        )
-    if reset.dtype.kind != "b":
-        raise TypeError(f"reset must be bools, got dtype {reset.dtype}")
-    inside = reset & alive
-    # Backwards, a row begins anew at the last step before the mark.
-    return np.concatenate([inside[1:], np.zeros_like(inside[:1])]) if reverse else inside
-
-
-def _check_batch(state: Any, batch: int) -> None:
-    for place, leaf in leaves(state):
-        if not leaf.ndim or leaf.shape[0] != batch:
-            raise ValueError(f"state{place} must have {batch} rows as xs has, got shape {leaf.shape}")
-
-
-def _alike(state: Any, other: Any, whose: str) -> None:
-    """Refuse a state of another nest, shape or dtype."""
-    if isinstance(state, Tensor) and isinstance(other, Tensor):
-        pairs = [("", state, other)]
-    else:
-        ours, theirs = leaves(state), leaves(other)
-        if [place for place, _ in ours] != [place for place, _ in theirs]:
-            raise TypeError(f"{whose} a state {describe(other)}, expected one like {describe(state)}")
-        pairs = [(place, a, b) for (place, a), (_, b) in zip(ours, theirs, strict=True)]
-    for place, a, b in pairs:
-        part = f"state{place}" if place else "a state"
-        if not isinstance(b, Tensor):
-            raise TypeError(f"{whose} {part} that is no tensor: {type(b).__name__}")
-        if a.shape != b.shape:
-            raise ValueError(f"{whose} {part} of shape {b.shape}, expected {a.shape}")
-        if a.dtype != b.dtype:
-            raise TypeError(f"{whose} {part} of dtype {b.dtype}, expected {a.dtype}")
 
 
 def _slices(xs: Any, steps: int) -> list[Any]:

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tinygrad_rnn.arguments import on_host, rows_alive
 from tinygrad_rnn.backend import get_backend
 from tinygrad_rnn.nest import detach, leaves, map_nest
 from tinygrad_rnn.ops import concatenate, mean, reshape, where
 from tinygrad_rnn.ops import sum as sum_
 from tinygrad_rnn.optim import Optimizer, clip_grad_norm_
-from tinygrad_rnn.recurrence import _alive, on_host
 from tinygrad_rnn.tensor import Tensor, as_tensor
 
 
@@ -178,7 +178,7 @@ def sequence_loss(
     if lengths is not None and mask is not None:
         raise ValueError("give lengths or mask, not both")
     if lengths is not None:
-        real = _alive(lengths, steps, batch)
+        real = rows_alive(lengths, steps, batch)
     elif mask is None:
         real = np.ones((steps, batch), bool)
     else:

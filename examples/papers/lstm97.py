@@ -210,6 +210,19 @@ SUM = Network(2, 2, 0.5, input_gates=(-3, -6))
 PRODUCT = Network(2, 2, 0.1)
 ORDER_6A, ORDER_6B = Network(2, 2, 0.5, input_gates=(-2, -4)), Network(3, 2, 0.1, input_gates=(-2, -4, -6))
 
+COUNTED = "Each count begins with the first sequence and ends with the last of the 2000 that satisfied the rule."
+
+
+def streamed(title: str, table: int, remarks: str, *lines: tuple[str, str, str, int, data.Task, Network, int]) -> Paper:
+    """Experiments 4 to 6. A line: label, sequences and wrong as published, trials, task, network, most sequences."""
+    settings = [
+        Setting(label, ("100 %", sequences, wrong), trials, partial(by_stream, task, net, most))
+        for label, sequences, wrong, trials, task, net, most in lines
+    ]
+    columns = "success", "sequences", "wrong of 2560"
+    return Paper(title, f"{SOURCE}, table {table}", columns, tuple(settings), with_tests, draw, remarks)
+
+
 PAPERS = {
     "lstm97-reber": Paper(
         "Experiment 1: embedded Reber grammar",
@@ -245,46 +258,25 @@ PAPERS = {
         draw,
         "The test set of 256 is looked at after every 500 sequences. 3c has one rule.",
     ),
-    "lstm97-adding": Paper(
+    "lstm97-adding": streamed(
         "Experiment 4: adding",
-        SOURCE + ", table 7",
-        ("success", "sequences", "wrong of 2560"),
-        (
-            Setting("T = 100", ("100 %", "74,000", "1"), 10,
-                    partial(by_stream, data.Adding("hochreiter97", 100), SUM, 500_000)),
-            Setting("T = 500", ("100 %", "209,000", "0"), 10,
-                    partial(by_stream, data.Adding("hochreiter97", 500), SUM, 1_000_000)),
-        ),
-        with_tests,
-        draw,
-        "Each count begins with the first sequence and ends with the last of the 2000 that satisfied the rule.",
+        7,
+        COUNTED,
+        ("T = 100", "74,000", "1", 10, data.Adding("hochreiter97", 100), SUM, 500_000),
+        ("T = 500", "209,000", "0", 10, data.Adding("hochreiter97", 500), SUM, 1_000_000),
     ),
-    "lstm97-multiplication": Paper(
+    "lstm97-multiplication": streamed(
         "Experiment 5: multiplication, T = 100",
-        SOURCE + ", table 8",
-        ("success", "sequences", "wrong of 2560"),
-        (
-            Setting("n = 140", ("100 %", "482,000", "139"), 10,
-                    partial(by_stream, data.Multiplication(100, 140), PRODUCT, 2_500_000)),
-            Setting("n = 13", ("100 %", "1,273,000", "14"), 10,
-                    partial(by_stream, data.Multiplication(100, 13), PRODUCT, 4_000_000)),
-        ),
-        with_tests,
-        draw,
+        8,
         "Learning ends when fewer than n of the last 2000 errors exceed 0.04.",
+        ("n = 140", "482,000", "139", 10, data.Multiplication(100, 140), PRODUCT, 2_500_000),
+        ("n = 13", "1,273,000", "14", 10, data.Multiplication(100, 13), PRODUCT, 4_000_000),
     ),
-    "lstm97-order": Paper(
+    "lstm97-order": streamed(
         "Experiment 6: temporal order",
-        SOURCE + ", table 9",
-        ("success", "sequences", "wrong of 2560"),
-        (
-            Setting("6a", ("100 %", "31,390", "1"), 20,
-                    partial(by_stream, data.TemporalOrder("6a"), ORDER_6A, 300_000)),
-            Setting("6b", ("100 %", "571,100", "2"), 10,
-                    partial(by_stream, data.TemporalOrder("6b"), ORDER_6B, 2_000_000)),
-        ),
-        with_tests,
-        draw,
-        "Each count begins with the first sequence and ends with the last of the 2000 that satisfied the rule.",
+        9,
+        COUNTED,
+        ("6a", "31,390", "1", 20, data.TemporalOrder("6a"), ORDER_6A, 300_000),
+        ("6b", "571,100", "2", 10, data.TemporalOrder("6b"), ORDER_6B, 2_000_000),
     ),
-}  # fmt: skip
+}

@@ -9,7 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from tinygrad_rnn.compiler.run import Compiled, Program
+from tinygrad_rnn.compiler.program import Program
+from tinygrad_rnn.compiler.run import Compiled
 from tinygrad_rnn.compiler.step import Op, Step, Value
 from tinygrad_rnn.tensor import Tensor
 

@@ -23,7 +23,7 @@ from tinygrad_rnn.backend import NUMPY
 from tinygrad_rnn.compiler.cache import module_of
 from tinygrad_rnn.compiler.layout import CONSTANT, SCRATCH, STACK, STREAM, Store
 from tinygrad_rnn.compiler.loops import Generator
-from tinygrad_rnn.compiler.product import BYTES, kept, multiply_add, pack, product
+from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product, to_aligned
 from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS, plus
 from tinygrad_rnn.compiler.split import Run, Split
@@ -169,12 +169,6 @@ def _cuts(n: int, parts: int) -> list[tuple[int, int]]:
 HOST, FEATURES_FIRST = _Host(), _Host(transposed=True)
 
 
-@kept
-def _to_aligned(block: Any) -> int:
-    """Bytes from where an array begins to the next multiple of 64; NumPy itself takes a microsecond to say."""
-    return int(-block.ctypes.data % 64)
-
-
 class Memory:
     """Uninitialized arrays that begin at multiples of 64 bytes; small ones share a block."""
 
@@ -191,7 +185,7 @@ class Memory:
         if size > self.free:
             whole = max(size, self.BLOCK)
             block = np.empty(whole + 64, np.uint8)
-            at = _to_aligned(block)
+            at = to_aligned(block)
             if size > self.BLOCK // 4:
                 return np.ndarray(shape, dtype, block, at)
             self.block, self.at, self.free = block, at, whole
@@ -204,9 +198,7 @@ class Memory:
 
 def packed_weight(weight: Any, memory: Memory) -> Any:
     """A weight in the order in which ``multiply_add`` reads it."""
-    rows, columns = weight.shape
-    lanes = BYTES // weight.itemsize
-    result = memory.array((rows * lanes * -(-columns // lanes),), weight.dtype)
+    result = memory.array((packed_size(*weight.shape, weight.itemsize),), weight.dtype)
     pack(weight, result)
     return result
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tinygrad_rnn.backend import Array
+from tinygrad_rnn.compiler.program import do_once
 from tinygrad_rnn.compiler.record import Recording
-from tinygrad_rnn.compiler.run import do_once
 from tinygrad_rnn.compiler.split import Run, Split
 from tinygrad_rnn.compiler.step import Step, Value
 from tinygrad_rnn.nest import filled, leaves, map_nest

@@ -15,7 +15,8 @@ import numpy as np
 from tinygrad_rnn.tensor import _wrap
 
 if TYPE_CHECKING:
-    from tinygrad_rnn.compiler.run import Arrays, Kept
+    from tinygrad_rnn.compiler.program import Arrays
+    from tinygrad_rnn.compiler.run import Kept
 
 
 def check(recompute: Any, engine: str) -> None:

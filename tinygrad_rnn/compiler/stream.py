@@ -14,6 +14,7 @@ from operator import attrgetter, is_
 from typing import Any
 
 from tinygrad_rnn import random, recurrence, tape
+from tinygrad_rnn.arguments import alike
 from tinygrad_rnn.backend import Array
 from tinygrad_rnn.compiler import notes
 from tinygrad_rnn.compiler.engines import candidates, chosen, engine_named
@@ -22,7 +23,7 @@ from tinygrad_rnn.compiler.record import Recording, Unrecordable, _Listener, rec
 from tinygrad_rnn.compiler.watch import Watch
 from tinygrad_rnn.nest import filled, leaves, map_nest
 from tinygrad_rnn.nn.recurrent import Recurrent, _Face
-from tinygrad_rnn.recurrence import _alike, step_of
+from tinygrad_rnn.recurrence import step_of
 from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
 
 _written = attrgetter("_written")
@@ -102,7 +103,7 @@ class CompiledStep:
         self._batch = first.shape[0] if first.ndim else 1
         self._given = None if state is None else map_nest(_copied, state)
         if isinstance(cell, Recurrent) and state is not None:
-            _alike(cell.init_state(self._batch), self._given, "compile_step got")
+            alike(cell.init_state(self._batch), self._given, "compile_step got")
         # The state as the cell has it, and as what is recorded has it.
         self._state = Form(map_nest(_copied, self._start()))
         self._packed = isinstance(cell, _Face)
@@ -283,7 +284,7 @@ def _taken(step: Callable[[Any, Any], tuple[Any, Any]], x: Any, state: Any) -> t
         recurrence._notes.reset(token)
     if kept:
         raise TypeError("cell: it keeps statistics, which a compiled step does not; call its eval() first")
-    _alike(state, following, "the cell returned")
+    alike(state, following, "the cell returned")
     return map_nest(as_tensor, y), following
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn import functional as F
+from tinygrad_rnn.arguments import alike, on_host
 from tinygrad_rnn.nest import leaves, map_nest
 from tinygrad_rnn.nn.cells import Cell, GRUCell, LSTMCell, RNNCell
 from tinygrad_rnn.nn.module import Module
 from tinygrad_rnn.ops import concatenate, expand_dims, reshape, squeeze, stack, swapaxes, unstack
 from tinygrad_rnn.random import Generator
-from tinygrad_rnn.recurrence import _alike, on_host, scan
+from tinygrad_rnn.recurrence import scan
 from tinygrad_rnn.tensor import Tensor, as_tensor
 
 
@@ -137,7 +138,7 @@ class Recurrent(Module):
         if state is None:  # each cell begins with its own
             given = [(None,) * len(cells) for cells in layers]
         else:
-            _alike(self._fresh(h.shape[1]), state, "got")
+            alike(self._fresh(h.shape[1]), state, "got")
             given = [part if self.bidirectional else (part,) for part in (state if self.stacked else [state])]
         states: Any = []
         shown: Any = []
@@ -271,7 +272,7 @@ class _Face(Recurrent):
         if x.ndim == 2:
             return self._one(x, state, lengths, reset, expose)
         if state is not None:
-            _alike(self.init_state(x.shape[0 if self.batch_first else 1]), state, "got")
+            alike(self.init_state(x.shape[0 if self.batch_first else 1]), state, "got")
             state = self._unpacked(state)
         y, states, *shown = super().forward(x, state, lengths, reset, expose)
         return (y, self._packed(states), *shown)

@@ -1,0 +1,85 @@
+"""The arguments of `scan`, looked at before anything is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.backend import Array
+from tinygrad_rnn.nest import describe, leaves
+from tinygrad_rnn.tensor import Tensor
+
+
+def extent(xs: Any, needs_batch: bool) -> tuple[int, int, str]:
+    """Steps, rows (1 if there is no such axis) and backend of the inputs."""
+    parts = leaves(xs)
+    if not parts:
+        raise TypeError("xs: an empty nest, so there is nothing to take steps over")
+    axes = 2 if needs_batch else 1
+    first = parts[0][1]
+    for place, leaf in parts:
+        if leaf.ndim < axes:
+            raise ValueError(f"xs{place} must have shape (T, {'B, ' if needs_batch else ''}...), got {leaf.shape}")
+        if leaf.shape[:axes] != first.shape[:axes]:
+            raise ValueError(f"xs{place} has shape {leaf.shape}, beside {first.shape}: steps and rows must agree")
+    if not first.shape[0]:
+        raise ValueError(f"xs has no steps: shape {first.shape}")
+    return first.shape[0], first.shape[1] if first.ndim > 1 else 1, first.backend
+
+
+def on_host(values: Any) -> np.ndarray[Any, Any]:
+    """A tensor or array-like as a NumPy array."""
+    return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def rows_alive(lengths: Any, steps: int, batch: int) -> Array:
+    """Bools (T, B): where a row is within its length."""
+    lengths = on_host(lengths)
+    if lengths.shape != (batch,):
+        raise ValueError(f"lengths must have shape ({batch},), one for each row of xs, got {lengths.shape}")
+    if lengths.dtype.kind not in "iu" and lengths.size:
+        raise TypeError(f"lengths must be ints, got dtype {lengths.dtype}")
+    wrong = [f"{n} in row {row}" for row, n in enumerate(lengths.tolist()) if not 0 <= n <= steps]
+    if wrong:
+        raise ValueError(f"lengths must be from 0 to the {steps} steps of xs, got {', '.join(wrong)}")
+    return np.arange(steps)[:, None] < lengths
+
+
+def rows_beginning(reset: Any, alive: Array, steps: int, batch: int, reverse: bool) -> Array:
+    """Bools (T, B): which rows are started anew before a step is taken."""
+    reset = on_host(reset)
+    if reset.shape != (steps, batch):
+        raise ValueError(
+            f"reset must have shape ({steps}, {batch}), one for each step and row of xs, got {reset.shape}"
+        )
+    if reset.dtype.kind != "b":
+        raise TypeError(f"reset must be bools, got dtype {reset.dtype}")
+    inside = reset & alive
+    # Backwards, a row begins anew at the last step before the mark.
+    return np.concatenate([inside[1:], np.zeros_like(inside[:1])]) if reverse else inside
+
+
+def check_batch(state: Any, batch: int) -> None:
+    for place, leaf in leaves(state):
+        if not leaf.ndim or leaf.shape[0] != batch:
+            raise ValueError(f"state{place} must have {batch} rows as xs has, got shape {leaf.shape}")
+
+
+def alike(state: Any, other: Any, whose: str) -> None:
+    """Refuse a state of another nest, shape or dtype."""
+    if isinstance(state, Tensor) and isinstance(other, Tensor):
+        pairs = [("", state, other)]
+    else:
+        ours, theirs = leaves(state), leaves(other)
+        if [place for place, _ in ours] != [place for place, _ in theirs]:
+            raise TypeError(f"{whose} a state {describe(other)}, expected one like {describe(state)}")
+        pairs = [(place, a, b) for (place, a), (_, b) in zip(ours, theirs, strict=True)]
+    for place, a, b in pairs:
+        part = f"state{place}" if place else "a state"
+        if not isinstance(b, Tensor):
+            raise TypeError(f"{whose} {part} that is no tensor: {type(b).__name__}")
+        if a.shape != b.shape:
+            raise ValueError(f"{whose} {part} of shape {b.shape}, expected {a.shape}")
+        if a.dtype != b.dtype:
+            raise TypeError(f"{whose} {part} of dtype {b.dtype}, expected {a.dtype}")
