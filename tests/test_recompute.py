@@ -16,8 +16,8 @@ from scan_ways import WAYS, B, D, H, T, by, derivatives, leaf, loss_of, made, sa
 import tinygrad_rnn as tg
 from tinygrad_rnn import nn
 from tinygrad_rnn.backend import NUMPY
+from tinygrad_rnn.compiler import program, segments
 from tinygrad_rnn.compiler import run as compiled
-from tinygrad_rnn.compiler import segments
 from tinygrad_rnn.nest import leaves
 from tinygrad_rnn.nn import recurrent
 
@@ -35,7 +35,7 @@ def fast(request):
 @pytest.fixture
 def short(monkeypatch):
     """Products are done for two steps at once, so that sequences of the tests have several pieces."""
-    monkeypatch.setattr(compiled, "STEPS", 2)
+    monkeypatch.setattr(program, "STEPS", 2)
     compiled._known.clear()
     yield
     compiled._known.clear()
@@ -165,7 +165,7 @@ def test_products_of_the_array_engine_are_of_as_many_rows_as_in_a_plain_run(reve
     plain = long_run(None, reverse)
     for every in (7, 45, 128, 1000, "sqrt"):
         assert bits(long_run(every, reverse)) == bits(plain)
-    monkeypatch.setattr(compiled, "STEPS", 100)
+    monkeypatch.setattr(program, "STEPS", 100)
     compiled._known.clear()
     other = long_run(None, reverse)
     compiled._known.clear()
@@ -362,7 +362,7 @@ def _one_thread():
 @pytest.mark.usefixtures("_one_thread")
 def test_memory(fast, monkeypatch):
     """Besides the outputs, which the caller holds."""
-    monkeypatch.setattr(compiled, "STEPS", 20)
+    monkeypatch.setattr(program, "STEPS", 20)
     compiled._known.clear()
     steps, batch, hidden = SIZES[fast] if fast == "array" else (300, 2, 16)
     cell, start = nn.LSTMCell(4, hidden, generator=tg.Generator(0)), values(steps, batch, 4).astype(np.float32)
