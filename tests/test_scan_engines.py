@@ -33,6 +33,22 @@ def test_third_derivatives(name, backend, engine):
     same(derivatives(WAYS[name], engine, 3), derivatives(WAYS[name], "unrolled", 3))
 
 
+def test_attention_to_a_memory_of_real_size(engine):
+    """Its sizes pass the 8192 elements of NumPy's buffers, where some functions take other ways."""
+    memory = leaf(10, 64, 128)
+
+    def cell(x, h):
+        weights = tg.exp(0.1 * tg.tanh(tg.sum(memory * h, axis=-1)))
+        h = tg.tanh(x + tg.sum(tg.expand_dims(weights, -1) * memory, axis=0) / 10)
+        return h, h
+
+    def run():
+        xs = leaf(3, 64, 128)
+        return tg.scan(cell, xs, tg.zeros((64, 128), np.float64)), [xs, memory]
+
+    same(derivatives(run, engine, 1), derivatives(run, "unrolled", 1))
+
+
 def test_the_comparison_can_fail(monkeypatch):
     scan, expected = tg.scan, derivatives(WAYS["GRU"], "unrolled", 2)
 

@@ -93,7 +93,8 @@ def _lines(numbers: np.ndarray[Any, Any], shape: tuple[int, ...]) -> tuple[Line,
     if not numbers.size:
         return tuple([Line(0, ()) for _ in shape])
     lines = []
-    for index in np.unravel_index(numbers, shape) if shape else ():
+    # NumPy 2.4's unravel_index misreads large arrays that were broadcast.
+    for index in np.unravel_index(np.ascontiguousarray(numbers), shape) if shape else ():
         offset = int(index[(0,) * index.ndim])
         line = np.full(index.shape, offset)
         terms = []
