@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tinygrad_rnn as tg
-from examples.papers import lstm97, trials
+from examples.papers import files, lags, lstm97, music, order, translation, trials
 from examples.papers.__main__ import PAPERS, page
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,88 @@ def test_networks_have_as_many_weights_as_the_papers(name, monkeypatch):
         with pytest.raises(Seen):
             setting.run(0, True)
     assert counts == WEIGHTS[name]
+
+
+def test_other_networks_have_as_many_weights_as_was_counted():
+    forms = {"2a, p = 100": 10504, "2b, p = 100": 10504, "2c, p = q = 50": 364, "2c, p = q = 100": 664}
+    for label, _, _, task, form, _, _ in lags.LINES[:4]:
+        net = lags.Grown(task, tg.Generator(0)) if form is None else lstm97.Net(task, form, tg.Generator(0))
+        assert sum(parameter.size for parameter in net.parameters()) == forms[label]
+    counts = {unit: music.chung("JSB_Chorales.mat", unit, False, 1, 0, True)["weights"] for unit in music.CELLS}
+    assert counts == {"tanh": 27_888, "GRU": 22_904, "LSTM": 21_508}  # with outputs, peepholes, and two biases
+
+
+def test_sequences_of_long_lags():
+    batch = lags.Lag("2c", 5, 20).batch(300, tg.Generator(1))
+    codes = batch.xs.argmax(-1)
+    assert set(batch.xs.sum(-1)[0]) == {1}
+    for row, length in enumerate(batch.lengths):
+        first, which, *middle, last = codes[:length, row]
+        assert (first, last) == (5, 6)  # b and e
+        assert batch.targets[row, which - 7] == 1
+        assert len(middle) >= 20
+        assert max(middle) < 5
+    assert batch.lengths.mean() == pytest.approx(2 + 20 + 10, abs=2)
+    for form in ("2a", "2b"):
+        batch = lags.Lag(form, 5).batch(50, tg.Generator(1))
+        codes = batch.xs.argmax(-1)
+        assert codes.shape == (5, 50)
+        last = (batch.targets[-1] if form == "2a" else batch.targets).argmax(-1)
+        assert (last == codes[0]).all()
+        assert ((codes[1:] == np.arange(4)[:, None]).all()) == (form == "2a")
+        if form == "2a":
+            assert (batch.targets[:-1].argmax(-1) == codes[1:]).all()
+
+
+def test_the_regularizer_is_that_of_the_paper():
+    """By the Jacobian of each step and the gradient by each state, which a loop gives."""
+    generator, steps, batch = tg.Generator(0), 4, 3
+    net = order.Net(generator)
+    xs = generator.normal((steps, batch, 6))
+    added = tg.Tensor(np.zeros((steps, batch, order.HIDDEN), np.float32), requires_grad=True)
+    scores, states = net(xs, added)
+    loss = tg.sum(tg.square(scores))
+    loss.backward()
+    found = order.regularizer(added.grad, states, net.cell.weight_hh)
+
+    h, kept = tg.zeros((batch, order.HIDDEN)), []
+    for x in tg.unstack(xs):
+        h = tg.Tensor(h.numpy(), requires_grad=True) if not kept else h
+        _, h = net.cell(net.input(x), h)
+        kept.append(h)
+    by_state = [g.numpy() for g in tg.grad(tg.sum(tg.square(net.out(h))), kept)]
+    weight, ratios = net.cell.weight_hh.numpy(), []
+    for after, g in zip(kept[1:], by_state[1:], strict=True):
+        for row in range(batch):
+            jacobian = (1 - after.numpy()[row][:, None] ** 2) * weight
+            ratios.append(np.linalg.norm(g[row] @ jacobian) / np.linalg.norm(g[row]))
+    assert found.item() == pytest.approx(np.mean((np.array(ratios) - 1) ** 2), rel=1e-4)
+
+
+def test_noise_on_the_weights_is_taken_off_again():
+    parameter = tg.nn.Parameter(tg.ones(1000))
+    before = parameter.data
+    with music.noisy([parameter], 0.1, tg.Generator(0)):
+        assert parameter.numpy().std() == pytest.approx(0.1, rel=0.1)
+        (parameter * parameter).sum().backward()
+        assert (parameter.grad.numpy() == 2 * parameter.numpy()).all()
+    assert parameter.data is before
+
+
+def test_words_are_written_backwards():
+    codes, wanted, lengths = translation.words(200, 3, 10, tg.Generator(0))
+    assert set(lengths) == set(range(3, 11))
+    for row, length in enumerate(lengths):
+        assert (wanted[:length, row] == codes[:length, row][::-1]).all()
+        assert (codes[length:, row] == translation.END).all()
+        assert (wanted[length:, row] == translation.END).all()
+
+
+def test_data_sets_come_from_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(files.FOLDER, str(tmp_path))
+    (tmp_path / "tinyshakespeare.txt").write_text("another text")
+    with pytest.raises(ValueError, match=r"tinyshakespeare\.txt is not the file expected"):
+        files.shakespeare(quick=False)
 
 
 def test_gates_begin_where_the_paper_says():

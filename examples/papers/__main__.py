@@ -11,10 +11,14 @@ import argparse
 import os
 from pathlib import Path
 
-from examples.papers import lstm97
+from examples.papers import characters, digits, files, lags, lstm97, music, order, translation
 from examples.papers.trials import RESULTS, Record, run
 
-PAPERS = lstm97.PAPERS
+PAPERS = {
+    name: paper
+    for module in (lstm97, lags, order, music, translation, digits, characters)
+    for name, paper in module.PAPERS.items()
+}
 
 
 def page() -> str:
@@ -49,6 +53,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first trial; the next have the next")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trials at a time (default: one a core)")
     parser.add_argument("--only", nargs="+", default=[], help="only settings whose label has one of these in it")
+    parser.add_argument("--data", default="runs/data", help="the folder of data sets; what is not there is fetched")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the JSON files and figures")
     parser.add_argument("--page", action="store_true", help="write docs/results.md anew from all JSON files there")
     options = parser.parse_args()
@@ -57,6 +62,7 @@ def main() -> None:
         return
     if options.name is None:
         parser.error(f"give the name of an experiment: {', '.join(PAPERS)}")
+    os.environ.setdefault(files.FOLDER, options.data)
     record = Record(options.name, PAPERS[options.name], options.out, options.quick)
     run(record, options.trials, options.seed, options.quick, options.jobs, options.only)
     print(record.table())

@@ -67,6 +67,42 @@ class Paper:
     remarks: str
 
 
+def dots(value: str, label: str, log: bool = False) -> Callable[[Any, Sequence[Setting], Sequence[list[Trial]]], None]:
+    """A figure with a dot for a value of each trial, and a bar where the paper's number of that column is."""
+
+    def draw(axes: Any, settings: Sequence[Setting], trials: Sequence[list[Trial]]) -> None:
+        for row, (setting, found) in enumerate(zip(settings, trials, strict=True)):
+            axes.plot([trial[value] for trial in found], [row] * len(found), "o", color="tab:blue", alpha=0.5)
+            try:
+                published = float(setting.published[-1])
+            except ValueError:
+                continue
+            axes.plot([published] * 2, [row - 0.3, row + 0.3], color="black")
+        axes.set_yticks(range(len(settings)), [setting.label for setting in settings])
+        axes.set_ylim(len(settings) - 0.5, -0.5)
+        if log:
+            axes.set_xscale("log")
+        axes.set_xlabel(f"{label} (dots: ours; bars: published)")
+
+    return draw
+
+
+def curves(names: Sequence[str], label: str) -> Callable[[Any, Sequence[Setting], Sequence[list[Trial]]], None]:
+    """A figure of what each trial keeps of its epochs as ``"curve"``, a list with a number for each name."""
+
+    def draw(axes: Any, settings: Sequence[Setting], trials: Sequence[list[Trial]]) -> None:
+        axes.figure.set_figheight(4)
+        for setting, found in zip(settings, trials, strict=True):
+            for trial in found:
+                for name, values in zip(names, zip(*trial["curve"], strict=True), strict=True):
+                    axes.plot(range(1, len(values) + 1), values, label=f"{setting.label}: {name}")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.legend()
+
+    return draw
+
+
 class Record:
     """What is known of a paper's trials, in a JSON file that is written anew after each."""
 
