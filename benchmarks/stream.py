@@ -20,7 +20,7 @@ from scan import publish, ratio, setting
 from timing import alternated
 
 import tinygrad_rnn as tg
-from tinygrad_rnn.compiler.stream import compile_step
+from tinygrad_rnn.streaming import compile_step
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Step: TypeAlias = Callable[[], Any]  # one step; returns the output, an array or a tensor of either side

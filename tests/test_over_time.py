@@ -29,7 +29,7 @@ from tinygrad_rnn.backend import HOLE, get_backend
 from tinygrad_rnn.compiler import array as array_engine
 from tinygrad_rnn.compiler.program import Program
 from tinygrad_rnn.compiler.step import Op, Step, Value
-from tinygrad_rnn.ops.declare import REGISTRY, TRANSPOSED, apply, apply_with_results
+from tinygrad_rnn.ops.declare import REGISTRY, TRANSPOSED, apply, apply_with_results, operation
 from tinygrad_rnn.ops.over_time import aligned, lettered, shifted
 from tinygrad_rnn.ops.rule import Rule
 
@@ -310,6 +310,26 @@ def scan(F: Any, call: Call, timed: Sequence[bool], arrays: list[Any], steps: in
 def check_time(F: Any, rule: Rule, calls: list[Call]) -> None:
     declines = set().union(*[check_steps(F, call) for call in calls])
     assert declines == DECLINED.get(rule.name, set())
+
+
+def test_names_of_the_library_are_taken():
+    """Engines know operations by name, so an operation of one's own must not pass for one of these."""
+    before = REGISTRY["sum"]
+    with pytest.raises(ValueError, match="has an operation 'sum', which"):
+
+        @operation(x=lambda F, g: g)
+        def sum(F, x, /):
+            return x
+
+    assert REGISTRY["sum"] is before
+    for _ in range(2):  # one's own may be declared again, as when a notebook's cell is run twice
+
+        @operation(True, x=lambda F, g: 3 * g)
+        def threefold(F, x, /):
+            return 3 * x
+
+    assert threefold(2.0).item() == 6
+    del REGISTRY["threefold"]
 
 
 @pytest.mark.parametrize("declared", ["over_time", "total"])

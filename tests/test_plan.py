@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,35 @@ def test_a_cell_that_looks_at_values_has_none(name):
 
     with pytest.raises(TypeError, match="makes a float of"):
         tg.plan(cell, inputs(), tg.Tensor(np.zeros((ROWS, INPUT), np.float32)), engine=name)
+
+
+def test_numba_has_no_plan_on_another_backend():
+    with (
+        tg.use_backend("strict"),
+        pytest.raises(TypeError, match="numba engine runs on NumPy, not on strict"),
+    ):
+        tg.plan(nn.GRUCell(INPUT, HIDDEN), tg.zeros((STEPS, ROWS, INPUT)), engine="numba")
+
+
+@pytest.mark.parametrize("name", ["b", "i", "k", "n", "r", "t"])
+def test_names_of_the_cell_do_not_hide_those_of_the_code(name):
+    """What is generated with the names is what runs, so it may be looked at as a program too."""
+    names: dict = {}
+    exec(f"def cell(x, h):\n    {name} = tg.tanh(x + h)\n    return {name} * h, {name} * x", {"tg": tg}, names)
+    state = tg.Tensor(np.zeros((ROWS, INPUT), np.float32))
+    source = tg.plan(names["cell"], inputs(), state, engine="numba").forward.source
+    tree = ast.parse(source)
+    loops = {node.target.id for node in ast.walk(tree) if isinstance(node, ast.For)}
+    given = {argument.arg for argument in ast.walk(tree) if isinstance(argument, ast.arg)}
+    made = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and f"{name}" in target.id and "tanh" in ast.unparse(node.value)
+    }
+    assert made
+    assert not made & (loops | given)
 
 
 def test_the_unrolled_engine_has_no_plan():

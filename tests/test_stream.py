@@ -17,8 +17,8 @@ from streams import F64, STEPS, follows, inputs, of_one_step, same, settled, val
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import nn
-from tinygrad_rnn.compiler.stream import compile_step
 from tinygrad_rnn.nest import leaves, map_nest
+from tinygrad_rnn.streaming import compile_step
 
 Pair = namedtuple("Pair", "fast slow")
 MORE_CELLS = {

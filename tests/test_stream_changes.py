@@ -11,8 +11,8 @@ from streams import F64, follows, inputs, of_one_step, same, settled, values
 import tinygrad_rnn as tg
 from tinygrad_rnn import nn
 from tinygrad_rnn.compiler import lanes
-from tinygrad_rnn.compiler.stream import compile_step
 from tinygrad_rnn.nest import leaves, map_nest
+from tinygrad_rnn.streaming import compile_step
 
 # What changes
 

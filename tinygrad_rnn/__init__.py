@@ -8,13 +8,13 @@ from tinygrad_rnn.backend import get_backend, set_backend, use_backend
 from tinygrad_rnn.checkpoint import CheckpointError, load, save
 from tinygrad_rnn.checks import GradientError, gradcheck, gradgradcheck
 from tinygrad_rnn.compiler.engines import use_engine
-from tinygrad_rnn.compiler.stream import compile_step
 from tinygrad_rnn.gradients import grad
 from tinygrad_rnn.ledger import gradient_ledger
 from tinygrad_rnn.nest import detach
 from tinygrad_rnn.ops import *
 from tinygrad_rnn.random import Generator, manual_seed
 from tinygrad_rnn.recurrence import expose, plan, scan
+from tinygrad_rnn.streaming import compile_step
 from tinygrad_rnn.tape import no_grad
 from tinygrad_rnn.tensor import Tensor
 from tinygrad_rnn.threads import get_num_threads, set_num_threads

@@ -138,7 +138,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     ValueError
         If the shapes do not fit.
     TypeError
-        If ``x`` and ``weight`` differ in dtype: nothing is widened or narrowed in silence.
+        If ``x``, ``weight`` and ``bias`` differ in dtype: nothing is widened or narrowed in silence.
     """
     x = as_tensor(x)
     if not x.ndim or x.shape[-1] != weight.shape[-1]:
@@ -147,7 +147,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         )
     _check_dtype(x, weight)
     product = x @ weight.T
-    return product if bias is None else product + bias
+    if bias is None:
+        return product
+    if bias.shape != weight.shape[:-1]:
+        raise ValueError(f"bias must have shape {weight.shape[:-1]} beside {_name(weight)}, got {bias.shape}")
+    if bias.dtype != weight.dtype:
+        raise TypeError(f"bias must be {weight.dtype} as {_name(weight)}, got {bias.dtype}")
+    return product + bias
 
 
 def _check_dtype(x: Tensor, weight: Tensor) -> None:

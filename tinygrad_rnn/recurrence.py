@@ -256,7 +256,9 @@ class _Run:
             try:
                 recording = recording or self._recorded(xs, state, named=True)[0]
                 groups = [*xs, *recording.drawn], state, recording.consts
-                return planned(recording.step, name, engine_named(name), groups, self.reached)
+                module = engine_named(name)
+                module.backend(_backend(xs[0]))
+                return planned(recording.step, name, module, groups, self.reached)
             except Unrecordable as reason:
                 reasons.append(f"{name}: {reason}")
         raise TypeError("scan runs this cell as a plain loop; " + "; ".join(reasons))
@@ -300,14 +302,16 @@ class _Run:
         return _Traced(xs, state, recording, shown, notes)
 
     def by_engine(self, traced: _Traced, engine: Any, recompute: str | int | None) -> tuple[Any, Any, Any]:
-        """A recorded step, run over the sequence by an engine; what raises `NoCode` has drawn nothing."""
+        """A recorded step, run over the sequence by an engine; what raises `Unrecordable` has drawn nothing."""
         xs, state, recording, shown, notes = traced
         consts = recording.consts
+        F = _backend(xs[0])
+        engine.backend(F)  # raises if it cannot run there
         plan = compiled(recording.step, engine, [*xs, *recording.drawn], state, consts)
         drawn = draw_all(recording, self.reached, self.reverse)
         if notes and recompute is not None:  # these will write to what the cell reads, and is to read again
             consts = [const if const.requires_grad else _wrap(const._data.copy()) for const in consts]
-        F, xs = _backend(xs[0]), [*xs, *drawn]
+        xs = [*xs, *drawn]
         outs, last, _ = over(F, plan, self.reached, self.reverse, xs, state, consts, recompute)
         remaining = iter(outs)
         ys, exposed, observed = filled(shown, remaining)

@@ -18,6 +18,8 @@ from tinygrad_rnn.compiler.places import Place
 from tinygrad_rnn.compiler.split import Split
 from tinygrad_rnn.compiler.step import Value
 
+TAKEN = ("b", "i", "k", "n", "r")  # with a number: rows, indices, constants, sizes
+
 
 @dataclass
 class Source:
@@ -187,7 +189,8 @@ class Generator(Layout):
                 text = self._number(operand, item.result.dtype.name) if number else self._read(operand, known, indices)
                 lines.append(f"{pad}{self._element(item.target, item.result.shape, indices)} = {text}")
                 continue
-            known[item.result] = f"{item.result.name or item.op.rule.name}{len(known)}"
+            name = item.result.name or item.op.rule.name
+            known[item.result] = f"{name}{'_at' if name in TAKEN else ''}{len(known)}"
             lines.append(f"{pad}{known[item.result]} = {self._expression(item, known, indices)}")
             if item in self.read or self.stores[item.target.base].kind != SCRATCH:
                 lines.append(f"{pad}{self._element(item.target, item.result.shape, indices)} = {known[item.result]}")

@@ -110,6 +110,8 @@ class LSTM97Cell(Cell):
     where the gates of a block multiply each cell of it, ``g(a) = 4 sigmoid(a) - 2`` is between -2 and 2, and
     ``h(a) = 2 sigmoid(a) - 1`` between -1 and 1 (equations 4 and 5).
 
+    The state is the pair (h, c): ``y`` of shape (batch, units), and ``s`` of shape (batch, hidden_size).
+
     Parameters
     ----------
     input_size
@@ -135,8 +137,6 @@ class LSTM97Cell(Cell):
         values that differ from block to block, so that blocks come into use one after the other.
     hidden_size
         ``blocks * cells_per_block``, the width of the output ``y_c``, which alone the paper's output units see.
-
-    The state is the pair (h, c): ``y`` of shape (batch, units), and ``s`` of shape (batch, hidden_size).
     """
 
     pure = True

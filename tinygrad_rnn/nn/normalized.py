@@ -134,6 +134,11 @@ class BatchNormLSTMCell(Cell):
     In training, BN takes mean and variance over the batch at this step; afterwards it takes the running averages of
     this step's, for the statistics of the first steps are unlike those of the later ones.
 
+    The state is (h, c, step), where ``step`` holds ints, shape (batch,): how many steps each row has been through.
+    Rows of a batch do not stand alone: in training there must be at least two. Rows past the end of their ``lengths``
+    do not count, and a row that is the last one left takes the running averages. There is one bias, ``bias_ih``. The
+    rest is as in `LSTMCell`.
+
     Parameters
     ----------
     max_steps
@@ -146,11 +151,6 @@ class BatchNormLSTMCell(Cell):
     bn_ih, bn_hh, bn_c
         Each with ``weight``, the paper's gamma, initially 0.1 (at 1 gradients vanish), and the buffers ``mean`` and
         ``var`` of shape (max_steps, features); ``bn_c`` has a ``bias`` too, initially 0, the others have the cell's.
-
-    The state is (h, c, step), where ``step`` holds ints, shape (batch,): how many steps each row has been through.
-    Rows of a batch do not stand alone: in training there must be at least two. Rows past the end of their ``lengths``
-    do not count, and a row that is the last one left takes the running averages. There is one bias, ``bias_ih``. The
-    rest is as in `LSTMCell`.
     """
 
     gates = 4

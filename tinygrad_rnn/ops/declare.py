@@ -100,6 +100,12 @@ def scalar(expression: str | Callable[..., str], /) -> Callable[[F_], F_]:
 
 
 def _public(rule: Rule, run: Callable[..., Any]) -> Callable[..., Any]:
+    before = REGISTRY.get(rule.name)
+    if before is not None and _is_ours(before) and not _is_ours(rule):
+        raise ValueError(
+            f"operation: tinygrad_rnn has an operation {rule.name!r}, which the engines of scan know by its name: "
+            "take another"
+        )
     REGISTRY[rule.name] = rule
     if rule.elementwise:
         rule.over_time = aligned
@@ -156,6 +162,10 @@ def _public(rule: Rule, run: Callable[..., Any]) -> Callable[..., Any]:
     call.__signature__ = inspect.Signature(arguments, return_annotation=returns)
     call.__annotations__ = {argument.name: argument.annotation for argument in arguments} | {"return": returns}
     return call  # type: ignore[no-any-return]
+
+
+def _is_ours(rule: Rule) -> bool:
+    return rule.forward.__module__.startswith("tinygrad_rnn.")
 
 
 def _bind(rule: Rule, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
