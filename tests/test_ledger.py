@@ -137,6 +137,18 @@ def test_no_engine_falls_back(engine, monkeypatch):
     assert [len(run.columns()) for run in ledger.runs] == [8] * 4
 
 
+def test_a_layer_without_a_gradient_beside_one_with(backend, engine):
+    frozen, learned = layers()["gru"], layers()["rnn"]
+    for parameter in frozen.parameters():
+        parameter.requires_grad = False
+    xs = draw(T, B, D)
+    with tg.use_engine(engine):
+        ledger = tg.gradient_ledger(lambda: tg.sum(frozen(xs)[0] * learned(xs)[0]), jacobian=True)
+    without, with_one = ledger.runs
+    assert (without.state, without.weights, without.jacobian) == ({}, {}, None)
+    assert np.isfinite(with_one.jacobian).all()
+
+
 def test_refusals(backend):
     x = tg.Tensor([1.0], requires_grad=True)
     with pytest.raises(ValueError, match="no recurrent layer and no scan"):

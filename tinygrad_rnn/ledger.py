@@ -36,7 +36,7 @@ class Run:
         For each weight the norm of each step's share in its gradient. The shares themselves add up to the gradient.
     jacobian
         The Frobenius norm of ``dh_T/dh_t``, root mean square over the rows, where h is the first part of the state
-        and T the last step taken; None if it was not asked for.
+        and T the last step taken; None if it was not asked for, or no gradient goes through the cell.
     saturation
         For each gate that the cell exposes and that was asked for, the fraction of its values below 0.1 or above 0.9
         (Karpathy et al. 2015, section 4.3).
@@ -250,7 +250,8 @@ def gradient_ledger(
         Names of exposed values in [0, 1] whose saturation is wanted, such as ``("i", "f", "o")``. Cells that expose
         none of that name are passed over.
     jacobian
-        Also measure ``|dh_T/dh_t|``: exactly up to 64 units, beyond that from 16 random probes.
+        Also measure ``|dh_T/dh_t|``: exactly up to 64 units, beyond that from 16 random probes. Not of a cell that no
+        gradient goes through.
     generator
         Where the probes come from.
 
@@ -283,7 +284,8 @@ def gradient_ledger(
     runs = [_run(scan, readers, found, gates) for scan in scans]
     if jacobian:
         for run, scan in zip(runs, scans, strict=True):
-            run.jacobian = _jacobian(scan, default_generator(generator))
+            if run.state:
+                run.jacobian = _jacobian(scan, default_generator(generator))
     return Ledger(loss.item(), runs)
 
 
