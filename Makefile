@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-peers test-gpu bench clean
+.PHONY: demo test test-peers test-gpu docs bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ test-peers: $(VENV)/peers.stamp
 CUDA ?= cuda12
 test-gpu: $(VENV)/test.stamp $(VENV)/$(CUDA).stamp
 	$(BIN)/python -m pytest tests --ignore=tests/peers --backend cupy
+
+docs: $(VENV)/docs.stamp
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 bench: $(VENV)/peers.stamp
 	$(BIN)/python benchmarks/eager.py

@@ -7,7 +7,7 @@ import pytest
 from helpers import leaf, on_backend
 
 import tinygrad_rnn as tg
-from tinygrad_rnn.ops.declare import REGISTRY
+from tinygrad_rnn.ops.declare import REGISTRY, operation
 
 
 @pytest.fixture
@@ -66,6 +66,16 @@ def test_a_kink_and_a_value_taken_out_are_told_apart_from_a_wrong_operation():
         tg.gradcheck(tg.functional.relu, [leaf([0.0])])
     with pytest.raises(tg.GradientError, match="takes a value out of the graph"):
         tg.gradcheck(lambda x: x.detach() * x, [leaf([2.0])])
+
+
+def test_a_gradient_of_the_wrong_shape_is_no_kink():
+    @operation(x=lambda F, g: g, b=lambda F, g: g)  # it broadcasts and does not say so
+    def shift(F, x, b, /):
+        return x + b
+
+    with pytest.raises(tg.GradientError, match=r"'shift' on operands .* its gradient has shape \(4, 3\)") as caught:
+        tg.gradcheck(shift, [leaf(np.ones((4, 3))), leaf(np.ones(3))])
+    assert "kink" not in str(caught.value)
 
 
 def test_refusals():

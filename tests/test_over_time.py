@@ -329,6 +329,8 @@ def test_names_of_the_library_are_taken():
             return 3 * x
 
     assert threefold(2.0).item() == 6
+    source = "@operation(x=lambda F, g: g)\ndef threefold(F, x, /): return x\n"
+    exec(2 * source, {"operation": operation})  # where there is no module
     del REGISTRY["threefold"]
 
 

@@ -201,9 +201,10 @@ def _diagnosis(f: Callable[..., Any], arguments: list[Any], *tolerances: float) 
             shapes = ", ".join(
                 str(operand.shape) if isinstance(operand, Tensor) else str(operand) for operand in operands
             )
+            numbers_differ = "differences" in found  # rather than shapes
             return (
-                f"Likely operation: {rule.name!r} on operands of shapes {shapes}. By itself: {found}. "
-                "If that is no mistake, it has a kink or a pole there."
+                f"Likely operation: {rule.name!r} on operands of shapes {shapes}. By itself: {found}."
+                + " If that is no mistake, it has a kink or a pole there." * numbers_differ
             )
     again = _results(f(*arguments))
     if any(not np.array_equal(a.numpy(), b.numpy(), equal_nan=True) for a, b in zip(results, again, strict=True)):

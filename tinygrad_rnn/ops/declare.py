@@ -165,7 +165,7 @@ def _public(rule: Rule, run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_ours(rule: Rule) -> bool:
-    return rule.forward.__module__.startswith("tinygrad_rnn.")
+    return (rule.forward.__module__ or "").startswith("tinygrad_rnn.")  # None where a program is run by exec
 
 
 def _bind(rule: Rule, positional: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:

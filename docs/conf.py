@@ -1,0 +1,82 @@
+"""How Sphinx builds the documentation: ``make docs``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import jupytext
+from docutils import nodes
+from latex2mathml.converter import convert
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import tinygrad_rnn  # noqa: E402
+
+project = "tinygrad_rnn"
+author = "The tinygrad_rnn authors"
+copyright = author
+version = release = tinygrad_rnn.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "_notebooks"]
+default_role = "py:obj"
+
+html_theme = "furo"
+html_title = "tinygrad_rnn"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
+
+# Every code cell is run when the page is made; one that raises fails the build.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(HERE / "_build" / "cells")
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # they are in the signature
+autodoc_preserve_defaults = True
+autosummary_generate = True
+napoleon_google_docstring = False
+napoleon_use_ivar = True  # an attribute that is described in a class and defined in it is one entry
+html_math_renderer = "mathml"  # which browsers show without a script from elsewhere
+
+
+def inline_math(writer, node):
+    writer.body.append(convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_math(writer, node):
+    writer.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
+def as_notebook(app, page, source):
+    """Make a notebook of each chapter and how-to page that has code to run, and offer it below the title."""
+    if not page.startswith(("course/", "howto/")) or not source[0].startswith("---\nfile_format: mystnb"):
+        return
+    path = HERE / "_notebooks" / f"{Path(page).name}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    jupytext.write(jupytext.reads(source[0], fmt="md:myst"), path)
+    head, title, rest = source[0].partition("\n# ")
+    first, _, rest = rest.partition("\n")
+    source[0] = f"{head}{title}{first}\n\n{{download}}`Open as a notebook </_notebooks/{path.name}>`\n{rest}"
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
+    app.connect("source-read", as_notebook)
