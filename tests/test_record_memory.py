@@ -388,6 +388,44 @@ def test_a_cell_whose_rows_begin_anew_is_recorded_once(by, recorded):
 
 
 @engines
+def test_a_cell_that_draws_is_recorded_once(by, recorded):
+    """Masks are those of the loop, whichever generators there are, however they were set."""
+
+    def zoned(inner, outer, p=0.3):
+        return nn.Zoneout(nn.Zoneout(seeded(nn.LSTMCell)(), (p, 0.1), inner), 0.2, outer)
+
+    def same_as_the_loop(cell, *generators):
+        found = []
+        before = [generator.state_dict() for generator in generators]
+        for engine in (by, "unrolled"):
+            for generator, state in zip(generators, before, strict=True):
+                generator.load_state_dict(state)
+            outs = tg.scan(cell, normal(1, STEPS, ROWS, SIZE), engine=engine)
+            found.append([t.numpy() for _, t in tg.nest.leaves(outs)] + [np.array([g.counter for g in generators])])
+        same(*found)
+
+    one, two, default = tg.Generator(1), tg.Generator(2), tg.manual_seed(3)
+    for _ in range(3):
+        same_as_the_loop(zoned(one, two), one, two)
+    one.load_state_dict({"seed": 7, "counter": 11})
+    same_as_the_loop(zoned(two, one), one, two)
+    assert len(recorded) == 1
+    for count, (cell, *generators) in enumerate(
+        [
+            (zoned(one, one), one),
+            (zoned(one, two, p=0.4), one, two),
+            (zoned(one, two).eval(), one, two),
+            (zoned(None, None), default),
+            (zoned(one, None), one, default),
+        ],
+        start=2,
+    ):
+        for _ in range(2):
+            same_as_the_loop(cell, *generators)
+        assert len(recorded) == count
+
+
+@engines
 def test_what_a_pure_function_reads_is_seen(by, recorded, monkeypatch):
     held = Held()
     sees(held, by)

@@ -336,7 +336,8 @@ class _Run:
         parts = tuple([(part.shape, part.dtype, part.requires_grad) for part in state])
         nests = form(self.xs), form(self.state)
         masks = self.real is None, self.begin is None
-        return tensors, parts, nests, masks, self.expose, tape.MODE.get().recording
+        backends = self.backend, get_backend().name  # of what is there, and of what the cell makes anew
+        return tensors, parts, nests, masks, backends, self.expose, tape.MODE.get().recording
 
     def _recorded(
         self, xs: list[Tensor], state: list[Tensor], named: bool = False

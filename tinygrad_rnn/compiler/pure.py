@@ -2,7 +2,7 @@
 
 A cell is pure if its class, or the function that it is, says so by an attribute ``pure = True`` of its own: one step
 depends on nothing but its arguments, its attributes (the outer variables and globals of a function) and the modules and
-functions among these, and changes nothing. The library's own cells are.
+functions among these, and changes nothing but the generators that it draws from. The library's own cells are.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, TypeAlias
 
 from tinygrad_rnn.compiler.notes import MISSING, contents_of
-from tinygrad_rnn.compiler.record import Recording
+from tinygrad_rnn.compiler.record import Draw, Recording
 from tinygrad_rnn.compiler.step import Op, Recorder, Step, Value, hashable, replay
 from tinygrad_rnn.compiler.watch import code_facts, package_of_module
 from tinygrad_rnn.ops.declare import TRANSPOSED
+from tinygrad_rnn.random import Generator, default_generator
 from tinygrad_rnn.tensor import Tensor
 
-Tensors: TypeAlias = dict[int, tuple[int, Tensor]]  # by their addresses: the how-manieth each is
+Held: TypeAlias = Tensor | Generator  # what is not in a cell's kind, which says only where in the cell it is
+Places: TypeAlias = dict[int, tuple[int, Held]]  # by their addresses: the how-manieth each is
 MOST = 256
 _known: OrderedDict[Any, Known] = OrderedDict()
 _PLAIN = (int, float, bool, str, type(None))
@@ -34,6 +36,8 @@ class Known:
     ----------
     sources
         Which of the cell's tensors the values are that the ``prologue`` begins with.
+    draws
+        What a step draws, and which of the cell's generators from; None stands for the default one.
     extra
         What else the caller wanted remembered.
     """
@@ -42,43 +46,48 @@ class Known:
     prologue: list[Op]
     sources: dict[Value, int]
     consts: list[Value]
+    draws: list[tuple[int | None, Draw]]
     extra: Any
 
-    def recording(self, tensors: list[Tensor]) -> Recording:
-        """As if a cell that has these tensors had been recorded."""
-        values = {value: tensors[place] for value, place in self.sources.items()}
+    def recording(self, held: list[Any]) -> Recording:
+        """As if a cell that holds these tensors and generators had been recorded."""
+        values = {value: held[place] for value, place in self.sources.items()}
         for op in self.prologue:
             if op.rule is TRANSPOSED and op.recording:
                 values[op.results[0]] = values[op.operands[0]].T
             else:
                 replay(op, values)
-        return Recording(self.step, [values[value] for value in self.consts], [], Recorder(), [])
+        draws = [
+            Draw(default_generator() if place is None else held[place], draw.make, draw.tensor)
+            for place, draw in self.draws
+        ]
+        return Recording(self.step, [values[value] for value in self.consts], draws, Recorder(), [])
 
 
-def kind_of(cell: Any, others: Iterable[Tensor] = ()) -> tuple[Any, list[Tensor]] | None:
-    """What a pure cell does, as a key, and its tensors in a fixed order, ``others`` that its step reads among them.
+def kind_of(cell: Any, others: Iterable[Tensor] = ()) -> tuple[Any, list[Held]] | None:
+    """What a pure cell does, as a key, and what it holds in a fixed order, ``others`` that its step reads included.
 
     None if it makes no promise.
     """
-    tensors: Tensors = {}
-    kind = _kind(cell, tensors)
-    key = kind, *[_of_value(other, tensors) for other in others]
-    return None if kind is None else (key, [tensor for _, tensor in tensors.values()])
+    places: Places = {}
+    kind = _kind(cell, places)
+    key = kind, *[_of_value(other, places) for other in others]
+    return None if kind is None else (key, [held for _, held in places.values()])
 
 
-def _kind(cell: Any, tensors: Tensors) -> Any:
+def _kind(cell: Any, places: Places) -> Any:
     if type(cell) is FunctionType:
-        return _of_function(cell, tensors, {}) if _promises(cell) else None
+        return _of_function(cell, places, {}) if _promises(cell) else None
     cls = type(cell)
     if not vars(cls).get("pure", False):
         return None
     parts: list[Any] = [cls, cls.forward]
     for name, value in vars(cell).items():
-        part = _of_value(value, tensors)
+        part = _of_value(value, places)
         if part is None and type(value) is FunctionType and _is_ours(value):
             part = value
         if part is None:
-            part = _kind(value, tensors)
+            part = _kind(value, places)
         if part is not None:
             parts.append((name, part))
         elif name != "_buffers":
@@ -86,16 +95,18 @@ def _kind(cell: Any, tensors: Tensors) -> Any:
     return tuple(parts)
 
 
-def _of_value(value: Any, tensors: Tensors) -> Any:
-    """A tensor or a plain value; None for anything else."""
+def _of_value(value: Any, places: Places) -> Any:
+    """A tensor, a generator or a plain value; None for anything else."""
     if isinstance(value, Tensor):
-        place, _ = tensors.setdefault(id(value), (len(tensors), value))
+        place, _ = places.setdefault(id(value), (len(places), value))
         return place, value.shape, value.dtype, value.requires_grad
+    if type(value) is Generator:
+        return Generator, places.setdefault(id(value), (len(places), value))[0]
     plain = type(value) in _PLAIN or (type(value) is tuple and all(type(part) in _PLAIN for part in value))
     return (hashable(value),) if plain else None
 
 
-def _of_function(function: FunctionType, tensors: Tensors, seen: dict[FunctionType, int]) -> Any:
+def _of_function(function: FunctionType, places: Places, seen: dict[FunctionType, int]) -> Any:
     """A function by its code and by all that it can read; one of a package that promises nothing by itself alone."""
     code = function.__code__
     named, package = code_facts(code)
@@ -108,7 +119,7 @@ def _of_function(function: FunctionType, tensors: Tensors, seen: dict[FunctionTy
     own = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *function.__dict__.values()]
     parts: list[Any] = [code, *function.__dict__]
     for value in [*outer, *own, *[function.__globals__.get(name, MISSING) for name in named]]:
-        part = _of_held(value, tensors, seen, package == "")
+        part = _of_held(value, places, seen, package == "")
         if part is None:
             return None
         parts.append(part)
@@ -119,7 +130,7 @@ def _promises(function: FunctionType) -> bool:
     return bool(function.__dict__.get("pure", False))
 
 
-def _of_held(value: Any, tensors: Tensors, seen: dict[FunctionType, int], by_us: bool) -> Any:
+def _of_held(value: Any, places: Places, seen: dict[FunctionType, int], by_us: bool) -> Any:
     """What a function holds; None if it is nothing of which it is known when it changes.
 
     A function of the user's that promises speaks for those that it holds; one of ours holds the user's cell.
@@ -128,15 +139,15 @@ def _of_held(value: Any, tensors: Tensors, seen: dict[FunctionType, int], by_us:
     if kind is FunctionType:
         alone = value.__closure__ is None and code_facts(value.__code__)[1] is not None
         known = not by_us or _promises(value) or alone
-        return _of_function(value, tensors, seen) if known else None
+        return _of_function(value, places, seen) if known else None
     if kind in (tuple, list):
-        parts = [_of_held(part, tensors, seen, by_us) for part in value]
+        parts = [_of_held(part, places, seen, by_us) for part in value]
         return None if None in parts else (kind, *parts)
     if kind is ModuleType:
         return None if package_of_module(value) is None else value
     if kind is BuiltinFunctionType or value is MISSING:
         return value
-    return _of_value(value, tensors) or _kind(value, tensors)
+    return _of_value(value, places) or _kind(value, places)
 
 
 def _is_ours(function: FunctionType) -> bool:
@@ -151,18 +162,21 @@ def remembered(key: Any) -> Known | None:
     return found
 
 
-def remember(key: Any, recording: Recording, tensors: list[Tensor], extra: Any) -> None:
-    """Keep a recording of a pure cell, unless it used tensors that the cell does not hold."""
+def remember(key: Any, recording: Recording, held: list[Held], extra: Any) -> None:
+    """Keep a recording of a pure cell, unless it used tensors or generators that the cell does not hold."""
     prologue = recording.prologue
-    places = {id(tensor): i for i, tensor in enumerate(tensors)}
+    places: dict[int, int | None] = {id(one): i for i, one in enumerate(held)}
+    places.setdefault(id(default_generator()), None)
     consts = [prologue.find(tensor) or prologue.value(tensor) for tensor in recording.consts]
     sources = {}
     for value, tensor in prologue.constants.items():
-        if id(tensor) not in places:
+        place = places.get(id(tensor))
+        if place is None:
             return
-        sources[value] = places[id(tensor)]
-    if recording.draws or recording.checks:
+        sources[value] = place
+    if recording.checks or any(id(draw.generator) not in places for draw in recording.draws):
         return
-    _known[key] = Known(recording.step, prologue.ops, sources, consts, extra)
+    draws = [(places[id(draw.generator)], draw) for draw in recording.draws]
+    _known[key] = Known(recording.step, prologue.ops, sources, consts, draws, extra)
     if len(_known) > MOST:
         _known.popitem(last=False)

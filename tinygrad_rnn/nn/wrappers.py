@@ -125,33 +125,44 @@ class Zoneout(_Wrapper):
 
     def for_sequence(self, batch: int) -> Step:
         step = step_of(self.cell, batch)
-        return (lambda x, state: self._zoned(state, *step(x, state))) if self.p else step
+        if not self.p:
+            return step
+        p = tuple(self.p) if isinstance(self.p, Sequence) else self.p
+        training, generator = self.training, self.generator
 
-    def _zoned(self, state: Any, y: Any, following: Any) -> tuple[Any, Any]:
-        floats = [part for _, part in leaves(following) if part.dtype.kind == "f"]
-        rates = list(self.p) if isinstance(self.p, Sequence) else [self.p] * len(floats)
-        if len(rates) != len(floats):
-            raise ValueError(
-                f"Zoneout: p must be one number or {len(floats)}, for each part of the state, got {self.p}"
-            )
-        remaining = iter(rates)
-        became: dict[int, Tensor] = {}
+        def zoned(x: Tensor, state: Any) -> tuple[Any, Any]:
+            return _zoned(p, training, generator, state, *step(x, state))
 
-        def zone(old: Tensor, new: Tensor) -> Tensor:
-            if new.dtype.kind == "f":
-                became[id(new)] = self._mixed(old, new, next(remaining))
-            return became.get(id(new), new)
-
-        following_zoned = map_nest(zone, state, following)
-        return map_nest(lambda part: became.get(id(part), part), y), following_zoned
-
-    def _mixed(self, old: Tensor, new: Tensor, p: float) -> Tensor:
-        if not self.training:
-            return new + p * (old - new)
-        return where(default_generator(self.generator).keep_mask(p, like=new) == 1, old, new)
+        zoned.pure = True  # type: ignore[attr-defined]
+        return zoned
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+def _zoned(
+    p: float | tuple[float, ...], training: bool, generator: Generator | None, state: Any, y: Any, following: Any
+) -> tuple[Any, Any]:
+    """The output and the next state of a step, with what stays as it was."""
+    floats = [part for _, part in leaves(following) if part.dtype.kind == "f"]
+    rates = p if isinstance(p, tuple) else (p,) * len(floats)
+    if len(rates) != len(floats):
+        raise ValueError(f"Zoneout: p must be one number or {len(floats)}, for each part of the state, got {p}")
+    remaining = iter(rates)
+    became: dict[int, Tensor] = {}
+
+    def zone(old: Tensor, new: Tensor) -> Tensor:
+        if new.dtype.kind == "f":
+            rate = next(remaining)
+            if training:
+                mixed = where(default_generator(generator).keep_mask(rate, like=new) == 1, old, new)
+            else:
+                mixed = new + rate * (old - new)
+            became[id(new)] = mixed
+        return became.get(id(new), new)
+
+    following_zoned = map_nest(zone, state, following)
+    return map_nest(lambda part: became.get(id(part), part), y), following_zoned
 
 
 class DropConnect(_Wrapper):
