@@ -37,7 +37,7 @@ bench: $(VENV)/peers.stamp
 	$(BIN)/python benchmarks/eager.py
 	$(BIN)/python benchmarks/lengths.py
 	$(BIN)/python benchmarks/scan.py
-	$(BIN)/python benchmarks/scan_extra.py --tax --lengths --cold --memory
+	$(BIN)/python benchmarks/scan_extra.py --tax --lengths --decayed --accuracy --cold --memory
 	$(BIN)/python benchmarks/stream.py
 
 clean:

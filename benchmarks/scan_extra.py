@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from scan import TOLERANCE, Run, Sizes, compare, layer_sides, measure, ours, parser, publish, ratio, setting
+from scan import TOLERANCE, Run, Sizes, compare, data, layer_sides, measure, ours, parser, publish, ratio, setting
 from tqdm import tqdm
 
 import tinygrad_rnn as tg
@@ -50,6 +50,7 @@ LONG = 1000  # steps of the peaks of memory
 COLD = (32, 32, 16)  # input, hidden and batch of the first gradients
 COLD_STEPS = (15, 1500)
 COLD_RUNS = 3
+PARTS = ("tax", "lengths", "decayed", "accuracy", "cold", "memory")
 
 
 def tax(sizes: Sequence[Sizes], engines: Sequence[str], pairs: int) -> Iterator[str]:
@@ -113,6 +114,67 @@ def ragged(sizes: Sequence[Sizes], engines: Sequence[str], pairs: int) -> Iterat
             plain, *others = (times[f"{engine} {what}"] for what in options)
             over = " | ".join(f"{ratio(other, plain):.2f}" for other in others)
             yield f"| {kind} | {shape} | {engine} | {median(plain):.2f} | {over} |"
+
+
+def accuracy(sizes: Sequence[Sizes], engines: Sequence[str]) -> Iterator[str]:
+    """How far float32 is off float64, ours and PyTorch's."""
+    yield "\n## How exact float32 is\n"
+    yield (
+        "The distance to the result in float64 over that result's norm, for the outputs and for the gradient that is\n"
+        "furthest off, of the same layer with the same weights.\n"
+    )
+    yield "| layer | input, hidden, batch, steps | side | outputs | gradients |"
+    yield "|---|---|---|---|---|"
+    for kind, one in tqdm([(kind, one) for kind in ("LSTM", "GRU", "RNN") for one in sizes], disable=None):
+        exact = getattr(nn, kind)(*one[:2], generator=tg.Generator(0)).to(dtype=np.float64)
+        xs, cotangent = (array.astype(np.float64) for array in data(one))
+        weights = [getattr(exact, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        with tg.use_engine("array"):
+            ys, _ = exact(tg.Tensor(xs))
+            right = [ys.numpy(), *[g.numpy() for g in tg.grad(tg.sum(ys * cotangent), weights)]]
+        for side, run in layer_sides(kind, one, engines).items():
+            off = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(run(), right, strict=True)]
+            yield f"| {kind} | {', '.join(map(str, one))} | {side} | {off[0]:.1e} | {max(off[1:]):.1e} |"
+
+
+def decayed(sizes: Sequence[Sizes], engines: Sequence[str], pairs: int) -> Iterator[str]:
+    """A state too small for a normal float32 over one that is not."""
+    yield "\n## A state that has decayed\n"
+    yield (
+        "Forward and backward from a state of about 1e-40, a denormal number, over the same from one of about 1. The\n"
+        "cell turns its state, `h @ U` with an orthogonal U, so that it stays as large as it is.\n"
+    )
+    yield "| hidden, batch, steps | engine | from 1, ms | from 1e-40, ms | decayed over not |"
+    yield "|---|---|---|---|---|"
+    for _, hidden, batch, steps in tqdm(sizes, disable=None):
+        weight = nn.init.orthogonal_(nn.Parameter(tg.zeros((hidden, hidden))), generator=tg.Generator(0))
+        xs = tg.zeros((steps, batch, 1))
+        whole = tg.Generator(1).normal((batch, hidden))
+        sides: dict[str, Run] = {}
+        for engine in (*engines, "unrolled"):
+            for size in (1.0, 1e-40):
+                sides[f"{engine} {size}"] = turning(engine, xs, whole * size, weight)
+        times = measure(sides, pairs)
+        for engine in (*engines, "unrolled"):
+            plain, small = times[f"{engine} 1.0"], times[f"{engine} 1e-40"]
+            yield (
+                f"| {hidden}, {batch}, {steps} | {engine} | {median(plain):.2f} | {median(small):.2f} "
+                f"| {ratio(small, plain):.2f} |"
+            )
+
+
+def turning(engine: str, xs: tg.Tensor, start: tg.Tensor, weight: nn.Parameter) -> Run:
+    """Forward and backward of the cell that turns its state."""
+
+    def cell(x: tg.Tensor, h: tg.Tensor) -> tuple[tg.Tensor, tg.Tensor]:
+        h = h @ weight + x
+        return h, h
+
+    def run() -> list[np.ndarray]:
+        ys, _ = tg.scan(cell, xs, start, engine=engine)
+        return [ys.numpy(), tg.grad(tg.sum(ys), weight).numpy()]
+
+    return run
 
 
 FIRST = """
@@ -202,7 +264,7 @@ def resident(entry: str) -> float:
 
 
 def page(options: argparse.Namespace) -> Iterator[str]:
-    asked = [name for name in ("tax", "lengths", "cold", "memory") if getattr(options, name)]
+    asked = [name for name in PARTS if getattr(options, name)]
     flags = " ".join(f"--{name}" for name in asked)
     yield "# What else scan costs\n"
     yield f"Made by `python benchmarks/scan_extra.py --engine {' '.join(options.engine)} {flags}` on {setting()}"
@@ -210,6 +272,10 @@ def page(options: argparse.Namespace) -> Iterator[str]:
         yield from tax(options.sizes, options.engine, options.pairs)
     if options.lengths:
         yield from ragged(options.sizes, options.engine, options.pairs)
+    if options.decayed:
+        yield from decayed(options.sizes, options.engine, options.pairs)
+    if options.accuracy:
+        yield from accuracy(options.sizes, options.engine)
     if options.cold:
         yield from cold(options.engine)
     if options.memory:
@@ -220,11 +286,13 @@ def main() -> None:
     made = parser(str(__doc__).splitlines()[0], "0,2,3")
     made.add_argument("--tax", action="store_true", help="cells of one's own over the plain ones")
     made.add_argument("--lengths", action="store_true", help="lengths and resets over the plain run")
+    made.add_argument("--decayed", action="store_true", help="a state of denormal numbers over one that is not")
+    made.add_argument("--accuracy", action="store_true", help="float32 and PyTorch's, held against float64")
     made.add_argument("--cold", action="store_true", help="time to the first gradient, with and without a cache")
     made.add_argument("--memory", action="store_true", help="peak memory of a long sequence beside PyTorch's")
     options = made.parse_args()
-    if not (options.tax or options.lengths or options.cold or options.memory):
-        made.error("nothing asked for: give --tax, --lengths, --cold or --memory")
+    if not any(getattr(options, name) for name in PARTS):
+        made.error(f"nothing asked for: give one of {', '.join(f'--{name}' for name in PARTS)}")
     publish(page(options), options.table)
 
 

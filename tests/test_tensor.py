@@ -129,7 +129,7 @@ def test_a_tensor_shares_the_memory_of_an_array() -> None:
         ({"a": 1}, "dict"),
         ([None], "list"),
         (np.array(["a"]), "ndarray"),
-        (object(), "object"),
+        pytest.param(object(), "object", id="an object"),
     ],
     ids=repr,
 )
