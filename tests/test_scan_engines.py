@@ -49,6 +49,21 @@ def test_attention_to_a_memory_of_real_size(engine):
     same(derivatives(run, engine, 1), derivatives(run, "unrolled", 1))
 
 
+def test_a_part_of_one_unit_of_many_rows(engine):
+    weight = leaf(4, 2)
+
+    def cell(x, h):
+        a, b = tg.split(h @ weight, 2, axis=-1)
+        h = tg.tanh(h * a + b * x)
+        return h, h
+
+    def run():
+        xs = leaf(2, 9000, 1)
+        return tg.scan(cell, xs, tg.ones((9000, 4), np.float64)), [xs, weight]
+
+    same(derivatives(run, engine, 1), derivatives(run, "unrolled", 1))
+
+
 def test_the_comparison_can_fail(monkeypatch):
     scan, expected = tg.scan, derivatives(WAYS["GRU"], "unrolled", 2)
 

@@ -93,8 +93,7 @@ def _lines(numbers: np.ndarray[Any, Any], shape: tuple[int, ...]) -> tuple[Line,
     if not numbers.size:
         return tuple([Line(0, ()) for _ in shape])
     lines = []
-    # NumPy 2.4's unravel_index misreads large arrays that were broadcast.
-    for index in np.unravel_index(np.ascontiguousarray(numbers), shape) if shape else ():
+    for index in _indices(numbers, shape):
         offset = int(index[(0,) * index.ndim])
         line = np.full(index.shape, offset)
         terms = []
@@ -108,3 +107,12 @@ def _lines(numbers: np.ndarray[Any, Any], shape: tuple[int, ...]) -> tuple[Line,
             return None
         lines.append(Line(offset, tuple(terms)))
     return tuple(lines)
+
+
+def _indices(numbers: np.ndarray[Any, Any], shape: tuple[int, ...]) -> list[np.ndarray[Any, Any]]:
+    """What ``np.unravel_index`` should give; that of NumPy 2.4 errs where there are more than 8192 numbers."""
+    indices = []
+    for n in reversed(shape):
+        numbers, index = np.divmod(numbers, n)
+        indices.append(index)
+    return indices[::-1]
