@@ -19,7 +19,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests --ignore=tests/peers
+	$(BIN)/python -m pytest tests --ignore=tests/peers -n auto --dist loadgroup
 
 test-peers: $(VENV)/peers.stamp
 	$(BIN)/python -m pytest tests/peers

@@ -17,7 +17,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 WIDTHS = {"desk": 1280, "phone": 390}
 
-pytestmark = pytest.mark.skipif(which("dot") is None, reason="the pages need Graphviz: apt install graphviz")
+pytestmark = [
+    pytest.mark.skipif(which("dot") is None, reason="the pages need Graphviz: apt install graphviz"),
+    pytest.mark.xdist_group("docs"),  # they share the built pages
+]
 
 
 @pytest.fixture(scope="module")
