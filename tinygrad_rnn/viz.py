@@ -319,7 +319,7 @@ def _lines(graph: _Graph, loops: list[Loop]) -> Iterator[str]:
                     edge(ref, i, result)
                     continue
                 back = (loop.stop - 1 - ref.target) // loop.period
-                label = f"{result} × {loop.count}" + (f", {back} steps back" if back > 1 else "")
+                label = f"{result} × {loop.count - back}" + (f", {back} steps back" if back > 1 else "")
                 edges[ids[home[ref.target]], ids[i], "style=dashed, constraint=false"].append(label.strip())
                 for step in range(back):  # what the first steps are given instead
                     for entry in graph.refs[i - loop.last + loop.start + step * loop.period]:
