@@ -325,6 +325,12 @@ def test_losses_refuse_an_unknown_reduction(backend: str, loss: Any) -> None:
         (lambda: F.linear(tensor(X), tensor(X[:, :2])), ValueError, r"2 features, got an input of shape \(3, 4\)"),
         (lambda: F.linear(tensor(X), tensor(X), tensor(X[:, :1])), ValueError, r"shape \(3,\) beside .*, got \(3, 1\)"),
         (lambda: F.linear(tensor(X), tensor(X), tensor([1.0, 2.0, 3.0], np.float32)), TypeError, "must be float64 as"),
+        (
+            lambda: F.mse_loss(tensor(X, np.float32), tensor(X)),
+            TypeError,
+            r"float32 and target is float64: .*'float32'",
+        ),
+        (lambda: F.cross_entropy(tensor(X, np.float32), tensor(X)), TypeError, "float32 and target is float64"),
         (lambda: F.linear(tensor(1.0), tensor(X)), ValueError, r"4 features, got an input of shape \(\)"),
         (lambda: F.linear(tensor(X), tensor(X, np.float32)), TypeError, r"float32 .* float64.*x.astype\('float32'\)"),
         (lambda: F.linear(tensor([[1, 2, 3, 4]]), tensor(X)), TypeError, r"float64 .* int64.*x.astype\('float64'\)$"),

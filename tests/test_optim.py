@@ -340,6 +340,7 @@ def test_bad_parameters(backend: str) -> None:
 
     refused(ValueError, "params is empty", [])
     refused(TypeError, "got a single tensor", p)
+    refused(TypeError, "got a Linear: pass its .parameters", tg.nn.Linear(2, 2))
     refused(TypeError, r"params\[1\] of group 0 must be a Tensor, got int", [p, 1])
     refused(TypeError, r"params\[1\] of group 0 must be a Tensor, got dict", [p, {"params": [q]}])
     refused(TypeError, "must be a dict with a key 'params'", [{"params": [p]}, q])

@@ -51,6 +51,32 @@ def test_names_and_lines_are_those_of_the_cell():
     assert "candidate1" in text.split("the loop forwards:")[1]
 
 
+class Skips(nn.Module):
+    def __init__(self):
+        self.gate, self.skip = nn.Linear(INPUT, INPUT), nn.Linear(INPUT, INPUT)
+
+    def forward(self, x, h):
+        z = tg.sigmoid(self.gate(x) + self.gate(h))
+        h = z * h + (1 - z) * self.skip(x)
+        return h, h
+
+
+def test_each_value_has_a_name_of_its_own_and_arguments_theirs():
+    """Not those by which a layer within the cell calls them."""
+    way = tg.plan(Skips(), inputs(), tg.Tensor(np.zeros((ROWS, INPUT), np.float32)), engine="array").forward
+    lines = [line.partition(" #")[0] for line in (*way.same, *way.before, *way.loop, *way.after)]
+    made = [line.partition(" = ")[0] for line in lines]
+    assert len({*made}) == len(made)
+    assert any("matmul(x, " in line for line in way.before)
+    assert any("matmul(h, " in line for line in way.loop)
+
+
+def test_parameters_are_called_by_where_they_are():
+    assert Skips().skip.weight.name == "Skips.skip.weight"
+    assert nn.ModuleList([nn.Linear(2, 2)])[0].bias.name == "ModuleList.0.bias"
+    assert nn.LSTM(2, 3).weight_hh_l0.name == "LSTM.weight_hh_l0"
+
+
 def test_nothing_is_saved_where_nothing_is_learned():
     cell = nn.GRUCell(INPUT, HIDDEN).requires_grad_(False)
     plan = tg.plan(cell, inputs())

@@ -243,6 +243,7 @@ def cross_entropy(
     if target.dtype.kind == "f":
         if target.shape != input.shape:
             raise ValueError(f"cross_entropy: class probabilities must have shape {input.shape}, got {target.shape}")
+        _same_dtype("cross_entropy", input, target)
         if label_smoothing:
             target = target * (1 - label_smoothing) + label_smoothing / classes
         if weight is not None:
@@ -329,6 +330,15 @@ def _same_shape(name: str, input: Tensor, target: Tensor, reduction: str) -> Non
     _check_reduction(name, reduction)
     if input.shape != target.shape:
         raise ValueError(f"{name}: input and target must have one shape, got {input.shape} and {target.shape}")
+    _same_dtype(name, input, target)
+
+
+def _same_dtype(name: str, input: Tensor, target: Tensor) -> None:
+    if target.dtype.kind == "f" and target.dtype != input.dtype:
+        raise TypeError(
+            f"{name}: input is {input.dtype} and target is {target.dtype}: "
+            f"convert one, target.astype({str(input.dtype)!r})"
+        )
 
 
 def _check_range(indices: Tensor, limit: int, what: str) -> None:

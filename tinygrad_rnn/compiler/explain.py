@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -89,22 +90,41 @@ def planned(step: Step, name: str, engine: Any, groups: Sequence[Sequence[Tensor
     """The plan for a recorded step whose inputs, state and constants are ``groups``."""
     asked = tuple([tuple([tensor.requires_grad for tensor in group]) for group in groups])
     compiled = Compiled(step, engine, asked)
-    saved = {_called(value): value.bytes for value in compiled.saved}
+    called = _Names()
+    forward = _direction(compiled.forward, called)
+    saved = {called(value): value.bytes for value in compiled.saved}
     backward = next(iter(compiled.programs), None)
-    return Plan(name, _direction(compiled.forward), None if backward is None else _direction(backward), saved, steps)
+    return Plan(name, forward, None if backward is None else _direction(backward, called), saved, steps)
 
 
-def _direction(program: Program) -> Direction:
+class _Names:
+    """What values are called: as the cell does, or by operation and shape, with a number from the second such on."""
+
+    def __init__(self) -> None:
+        self.known: dict[Value, str] = {}
+        self.used: Counter[str] = Counter()
+
+    def __call__(self, value: Value) -> str:
+        if value not in self.known:
+            name = value.name or (value.op.rule.name if value.op else "given")
+            shape = "" if value.name else "".join([f"×{n}" for n in value.shape])
+            self.used[name + shape] += 1
+            count = self.used[name + shape]
+            self.known[value] = name + (f"#{count}" if count > 1 else "") + shape
+        return self.known[value]
+
+
+def _direction(program: Program, called: _Names) -> Direction:
     split = program.split
     before, after = [op for op, _ in split.before], [op for op, _ in split.after]
     placed = {*split.same, *before, *split.loop, *after}
     summed = [op for op in split.step.pruned() if op not in placed]
     return Direction(
-        _lines(split.same),
-        _lines(before),
-        _lines(split.loop),
-        _lines(after),
-        _lines(summed),
+        _lines(split.same, called),
+        _lines(before, called),
+        _lines(split.loop, called),
+        _lines(after, called),
+        _lines(summed, called),
         (_flops(split.loop), _flops([*before, *after, *summed])),
         program.loop.source,
     )
@@ -114,17 +134,13 @@ def _flops(ops: Iterable[Op]) -> int:
     return sum(2 * prod(op.results[0].shape) * op.operands[0].shape[-1] for op in ops if op.rule.name == "matmul")
 
 
-def _lines(ops: Iterable[Op]) -> list[str]:
+def _lines(ops: Iterable[Op], called: _Names) -> list[str]:
     lines = []
     for op in ops:
-        operands = ", ".join([_called(o) if type(o) is Value else repr(o) for o in op.operands])
-        text = f"{', '.join([_called(result) for result in op.results])} = {op.rule.name}({operands})"
+        operands = ", ".join([called(o) if type(o) is Value else repr(o) for o in op.operands])
+        text = f"{', '.join([called(result) for result in op.results])} = {op.rule.name}({operands})"
         lines.append(f"{text:<60}  # {said}" if (said := where(op)) else text)
     return lines
-
-
-def _called(value: Value) -> str:
-    return value.name or (value.op.rule.name if value.op else "given") + "×".join(["", *map(str, value.shape)])
 
 
 def where(op: Op) -> str:

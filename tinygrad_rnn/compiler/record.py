@@ -144,7 +144,8 @@ class _Namer:
 
 
 # Whose frames are not the cell's.
-OURS = tuple([f"tinygrad_rnn.{name}" for name in ("compiler", "ops", "tensor", "tape", "functional", "random")])
+_MODULES = ("compiler", "ops", "tensor", "tape", "functional", "random", "nn.layers", "nn.module")
+OURS = tuple([f"tinygrad_rnn.{name}" for name in _MODULES])
 
 
 class _Listener(Recorder):

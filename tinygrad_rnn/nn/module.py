@@ -39,6 +39,9 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Parameter) and not value.name:
             value.name = f"{type(self).__name__}.{name}"
+        elif isinstance(value, Module):
+            for path, parameter in value.named_parameters():
+                parameter.name = f"{type(self).__name__}.{name}.{path}"
         object.__setattr__(self, name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

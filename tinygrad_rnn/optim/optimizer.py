@@ -64,6 +64,9 @@ class Optimizer:
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         if isinstance(params, Tensor):
             raise TypeError("params must be an iterable of tensors or dicts, got a single tensor: pass [tensor]")
+        if hasattr(params, "parameters"):
+            kind = type(params).__name__
+            raise TypeError(f"params must be an iterable of tensors or dicts, got a {kind}: pass its .parameters()")
         given: list[Any] = list(params)
         if not given:
             raise ValueError("params is empty: there is nothing to optimize")
