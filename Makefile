@@ -30,7 +30,7 @@ test-gpu: $(VENV)/test.stamp $(VENV)/$(CUDA).stamp
 	$(BIN)/python -m pytest tests --ignore=tests/peers --backend cupy
 
 docs: $(VENV)/docs.stamp
-	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 bench: $(VENV)/peers.stamp

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +15,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import tinygrad_rnn  # noqa: E402
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of the pages' code, where times are shown
 
 project = "tinygrad_rnn"
 author = "The tinygrad_rnn authors"
@@ -71,12 +75,43 @@ def as_notebook(app, page, source):
         return
     path = HERE / "_notebooks" / f"{Path(page).name}.ipynb"
     path.parent.mkdir(exist_ok=True)
-    jupytext.write(jupytext.reads(source[0], fmt="md:myst"), path)
+    notebook = jupytext.reads(source[0], fmt="md:myst")
+    for cell in notebook.cells:
+        if "hide-cell" in cell.metadata.get("tags", ()):
+            cell.metadata["jupyter"] = {"source_hidden": True}
+    jupytext.write(notebook, path)
     head, title, rest = source[0].partition("\n# ")
     first, _, rest = rest.partition("\n")
     source[0] = f"{head}{title}{first}\n\n{{download}}`Open as a notebook </_notebooks/{path.name}>`\n{rest}"
 
 
+def in_words(app, what, name, thing, options, lines):
+    """Make of docstrings what Napoleon takes as it is meant: several attributes in a line, results without a type."""
+    made, section, i = [], "", 0
+    while i < len(lines):
+        line = lines[i]
+        if i + 1 < len(lines) and re.fullmatch("-{3,}", lines[i + 1]):
+            section = line
+            if section in ("Returns", "Yields"):
+                end = next((j for j in range(i + 2, len(lines) - 1) if re.fullmatch("-{3,}", lines[j + 1])), len(lines))
+                body = lines[i + 2 : end]
+                if not any(text.startswith(" ") for text in body):
+                    first, *rest = body
+                    made += [f":{section.lower()}: {first}", *[f"    {text}" if text else "" for text in rest], ""]
+                    i = end
+                    continue
+        elif section == "Attributes" and re.fullmatch(r"(\w+, )+\w+", line):
+            end = next((j for j in range(i + 1, len(lines)) if not lines[j].startswith(" ")), len(lines))
+            for attribute in line.split(", "):
+                made += [attribute, *lines[i + 1 : end]]
+            i = end
+            continue
+        made.append(line)
+        i += 1
+    lines[:] = made
+
+
 def setup(app):
+    app.connect("autodoc-process-docstring", in_words, priority=400)  # before Napoleon
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("source-read", as_notebook)

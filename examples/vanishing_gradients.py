@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -429,8 +430,10 @@ def main() -> None:
     length, updates, jobs = (15, 2, 1) if options.quick else (50, 400, options.jobs)
     results = study_all(length, updates, options.seed, jobs)
     print(table(results))
+    if options.quick:
+        print("\nAfter 2 updates all that follows is but a sample of what a full run says.")
     for paragraph in verdict(results):
-        print(f"\n{paragraph}")
+        print(f"\n{fill(paragraph, 110)}")
     path = options.out / "vanishing_gradients.png"
     picture(path, results)
     print(f"\nPicture: {path}")

@@ -45,17 +45,25 @@ def page() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m examples.papers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m examples.papers",
+        description=__doc__,
+        epilog="experiments:\n" + "\n".join(f"  {name:24}{paper.title}" for name, paper in PAPERS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", nargs="?", choices=PAPERS, help="which experiment")
+    parser.add_argument("name", nargs="?", choices=PAPERS, metavar="NAME", help="which experiment, of those below")
     parser.add_argument("--quick", action="store_true", help="stop each trial after a few sequences")
     parser.add_argument("--trials", type=int, help="how many of each setting (default: as many as in the paper)")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial; the next have the next")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trials at a time (default: one a core)")
     parser.add_argument("--only", nargs="+", default=[], help="only settings whose label has one of these in it")
     parser.add_argument("--data", default="runs/data", help="the folder of data sets; what is not there is fetched")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of the JSON files and figures")
-    parser.add_argument("--page", action="store_true", help="write docs/results.md anew from all JSON files there")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/papers"),
+        help="the folder of the JSON files and figures (default: runs/papers; what the documentation shows: docs/results)",
+    )
+    parser.add_argument("--page", action="store_true", help="write docs/results.md anew from docs/results")
     options = parser.parse_args()
     if options.page:
         RESULTS.with_suffix(".md").write_text(page())

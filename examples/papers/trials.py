@@ -169,9 +169,10 @@ def run(record: Record, trials: int | None, seed: int, quick: bool, jobs: int, o
     ]
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # for the processes that are started here
+    print(f"{len(todo)} trials to run, {jobs} at a time; known already: {sum(map(len, record.trials.values()))}")
     with ProcessPoolExecutor(jobs, get_context("spawn"), tg.set_num_threads, (1,)) as pool:
         running = {pool.submit(_timed, setting.run, number, quick): setting for setting, number in todo}
-        bar = tqdm(as_completed(running), total=len(todo), unit="trial", disable=None)
+        bar = tqdm(as_completed(running), total=len(todo), unit="trial")
         for future in bar:
             record.add(running[future].label, future.result())
             bar.set_postfix_str(running[future].label)
