@@ -97,7 +97,8 @@ def in_words(app, what, name, thing, options, lines):
                 body = lines[i + 2 : end]
                 if not any(text.startswith(" ") for text in body):
                     first, *rest = body
-                    made += [f":{section.lower()}: {first}", *[f"    {text}" if text else "" for text in rest], ""]
+                    # Two empty lines end the section before.
+                    made += ["", "", f":{section.lower()}: {first}", *[text and f"    {text}" for text in rest], ""]
                     i = end
                     continue
         elif section == "Attributes" and re.fullmatch(r"(\w+, )+\w+", line):
