@@ -61,7 +61,7 @@ def main() -> None:
         "--out",
         type=Path,
         default=Path("runs/papers"),
-        help="the folder of the JSON files and figures (default: runs/papers; what the documentation shows: docs/results)",
+        help="the folder of the JSON files and figures (default: runs/papers; the documentation shows docs/results)",
     )
     parser.add_argument("--page", action="store_true", help="write docs/results.md anew from docs/results")
     options = parser.parse_args()
