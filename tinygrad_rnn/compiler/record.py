@@ -71,6 +71,9 @@ class Traced(Tensor):
         _refuse("copies")
 
 
+Traced.__name__ = Tensor.__name__  # as errors of NumPy and Python call it
+
+
 def _refuse(what: str) -> NoReturn:
     refusal = Unrecordable(f"the cell {what} a value that changes from step to step")
     listener = tape.MODE.get().listener
