@@ -29,8 +29,14 @@ def page() -> str:
         "`python -m examples.papers NAME`.\n\nA mean is that of the trials that succeeded, with its standard error. "
         "Where fewer trials were run than in the paper, the last column says so.\n",
     ]
+    records = {name: Record(name, paper, RESULTS, quick=False) for name, paper in PAPERS.items()}
+    parts += ["| table | lines run | trials |", "|---|---|---|"]
     for name, paper in PAPERS.items():
-        record = Record(name, paper, RESULTS, quick=False)
+        trials = [len(found) for found in records[name].trials.values()]
+        parts.append(f"| `{name}`: {paper.title} | {sum(map(bool, trials))} of {len(trials)} | {sum(trials)} |")
+    parts.append("")
+    for name, paper in PAPERS.items():
+        record = records[name]
         if any(record.trials.values()):
             hours = sum(trial["seconds"] for trials in record.trials.values() for trial in trials) / 3600
             parts += [
