@@ -26,7 +26,6 @@ version = release = tinygrad_rnn.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
@@ -39,9 +38,8 @@ html_title = "tinygrad_rnn"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 
-# Every code cell is run when the page is made; one that raises fails the build.
-nb_execution_mode = "cache"
-nb_execution_cache_path = str(HERE / "_build" / "cells")
+# Every code cell is run when its page is made; one that raises fails the build.
+nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
@@ -53,7 +51,6 @@ add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # they are in the signature
 autodoc_preserve_defaults = True
-autosummary_generate = True
 napoleon_google_docstring = False
 napoleon_use_ivar = True  # an attribute that is described in a class and defined in it is one entry
 html_math_renderer = "mathml"  # which browsers show without a script from elsewhere
