@@ -58,7 +58,7 @@ def rows(unit: str, pixels: bool, epochs: int, seed: int, quick: bool) -> Trial:
         valid, test, epoch = 0.0, 0.0, 0
         for number in range(1 if quick else epochs):
             order = generator.permutation(n[0]).numpy()
-            for batch in order.reshape(-1, 16) if len(order) % 16 == 0 else np.array_split(order, len(order) // 16):
+            for batch in np.array_split(order, len(order) // 16):
                 loss = F.cross_entropy(model(images[batch]), tg.Tensor(labels[batch]))
                 optimizer.zero_grad()
                 loss.backward()

@@ -11,6 +11,7 @@ from examples.papers.lstm97 import SOURCE, Net, Network, draw, learn, mean, shar
 from examples.papers.trials import Paper, Setting, Trial
 from tinygrad_rnn import data, nn
 from tinygrad_rnn import functional as F
+from tinygrad_rnn.data.tasks import one_hot
 
 RIGHT = 10_000  # sequences in a row that must be right
 
@@ -39,19 +40,15 @@ class Lag(data.Task):
             codes = random.integers(0, self.p, (int(lengths.max()), size))
             codes[0], codes[1] = self.p, self.p + 2 + which
             codes[lengths - 1, np.arange(size)] = self.p + 1
-            return data.Batch(hot(codes, self.input_size), hot(which, 2), lengths)
+            return data.Batch(one_hot(codes, self.input_size), one_hot(which, 2), lengths)
         # Symbols 0 to p - 2 are the a, the last two are x and y.
         among = np.tile(np.arange(self.p - 1)[:, None], size)
         if self.form == "2b":
             among = random.integers(0, self.p - 1, (self.p - 1, size))
         ends = (self.p - 1 + which)[None]
         codes = np.concatenate([ends, among, ends])
-        targets = hot(codes[1:], self.p + 1)
-        return data.Batch(hot(codes[:-1], self.p + 1), targets if self.every_step else targets[-1], None)
-
-
-def hot(codes: np.ndarray, classes: int) -> np.ndarray:
-    return (codes[..., None] == np.arange(classes)).astype(np.float32)
+        targets = one_hot(codes[1:], self.p + 1)
+        return data.Batch(one_hot(codes[:-1], self.p + 1), targets if self.every_step else targets[-1], None)
 
 
 class Memory(nn.Module):

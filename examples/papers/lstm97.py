@@ -264,8 +264,7 @@ PAPERS = {
         7,
         "**Not reproduced so far.** The network learns to add, more slowly than the paper's: after 500,000 sequences "
         "the mean error is 0.009, and 1.6 % of the sequences are still off by more than 0.04, so that 2000 right ones "
-        "in a "
-        "row do not come. With the whole gradient, which was tried besides, it is no better. " + COUNTED,
+        "in a row do not come. With the whole gradient, which was tried besides, it is no better. " + COUNTED,
         ("T = 100", "74,000", "1", 10, data.Adding("hochreiter97", 100), SUM, 500_000),
         ("T = 500", "209,000", "0", 10, data.Adding("hochreiter97", 500), SUM, 1_000_000),
     ),
