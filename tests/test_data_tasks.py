@@ -391,6 +391,10 @@ def test_reber_strings():
     assert generator.counter == 1
     assert len(set(strings)) == 512
     assert strings == data.reber_strings(512, tg.Generator(0))
+    drawn = data.reber_strings(4000, tg.Generator(0), distinct=False)
+    assert len(drawn) == 4000
+    assert abs(drawn.count("BTBTXSETE") / 4000 - 1 / 16) < 0.02  # four forks
+    assert np.mean([len(string) for string in drawn]) < np.mean([len(string) for string in strings]) - 4
     assert all(map(accepted, strings))
     assert min(map(len, strings)) == 9
     assert not accepted("BTBTXSEPE")

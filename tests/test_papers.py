@@ -31,8 +31,8 @@ def test_a_trial_of_each_setting(name, setting):
 WEIGHTS = {  # as the paper counts them
     "lstm97-reber": [264, 276, 276, 264, 276] * 2,
     "lstm97-two-sequence": [102] * 6,
-    "lstm97-adding": [93] * 2,
-    "lstm97-multiplication": [93] * 2,
+    "lstm97-adding": [93] * 4,
+    "lstm97-multiplication": [93] * 4,
     "lstm97-order": [156, 308],
 }
 

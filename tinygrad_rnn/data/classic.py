@@ -244,16 +244,24 @@ class EmbeddedReber(Task):
         return ~np.asarray(least > most)
 
 
-def reber_strings(count: int, generator: Generator | None = None) -> list[str]:
-    """``count`` different strings of the embedded Reber grammar, from ``"BTBTXSETE"`` up."""
+def reber_strings(count: int, generator: Generator | None = None, distinct: bool = True) -> list[str]:
+    """``count`` strings of the embedded Reber grammar, from ``"BTBTXSETE"`` up.
+
+    Parameters
+    ----------
+    distinct
+        Whether no string may come twice. Of ``count`` different ones more are long: 512 of them have a mean length of
+        18, where that of strings as they are drawn, short ones again and again, is 12.
+    """
     at_least("count", count, 1)
     random = random_numbers(generator)
-    strings: dict[str, None] = {}
+    strings: list[str] = []
     while len(strings) < count:
         codes, lengths = _reber_codes(count, random)
-        drawn = ("".join(SYMBOLS[c] for c in codes[:n, i]) for i, n in enumerate(lengths))
-        strings.update(dict.fromkeys(drawn))
-    return list(strings)[:count]
+        strings += ["".join(SYMBOLS[c] for c in codes[:n, i]) for i, n in enumerate(lengths)]
+        if distinct:
+            strings = list(dict.fromkeys(strings))
+    return strings[:count]
 
 
 def _reber_codes(size: int, random: np.random.Generator) -> tuple[Ints, Ints]:
