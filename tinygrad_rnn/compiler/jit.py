@@ -21,7 +21,7 @@ from numba.core.compiler import Compiler
 
 from tinygrad_rnn.backend import NUMPY
 from tinygrad_rnn.compiler.cache import module_of
-from tinygrad_rnn.compiler.layout import CONSTANT, SCRATCH, STACK, STREAM, Store
+from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, Store
 from tinygrad_rnn.compiler.loops import Generator
 from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product, to_aligned
 from tinygrad_rnn.compiler.record import Unrecordable
@@ -211,7 +211,8 @@ class _Slot:
     first, last
         Its axes there before and after that of time.
     there, back
-        The order of the axes of an array (T, B, ...) there, and the way back; empty if it is the same.
+        The order of the axes of an array (T, B, ...), or of a constant (B, ...), there, and the way back; empty if it
+        is the same.
     """
 
     def __init__(self, value: Value, store: Store, rows_last: bool) -> None:
@@ -219,7 +220,9 @@ class _Slot:
         self.store = store
         self.first: tuple[int, ...] = ()
         self.last, self.there, self.back = value.shape, self.first, self.first
-        if rows_last and store.kind != CONSTANT:
+        if store.kind == BY_ROW:
+            self.there = (*range(1, value.ndim), 0)
+        elif rows_last and store.kind != CONSTANT:
             self.first, self.last = value.shape[1:], value.shape[:1]
             axes, at = range(value.ndim + 1), value.ndim - 1
             self.there, self.back = (*axes[2:], 0, 1), (*axes[at:], *axes[:at])
@@ -275,7 +278,7 @@ class Loop:
             kind = store.kind
             if kind == CONSTANT:
                 array = np.asarray(values[value], order="C")
-            elif kind == STREAM:
+            elif kind in (STREAM, BY_ROW):
                 array = values[value]
                 array = np.asarray(array.transpose(slot.there) if slot.there else array, order="C")
             elif kind == SCRATCH:

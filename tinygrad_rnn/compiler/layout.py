@@ -22,6 +22,7 @@ from tinygrad_rnn.compiler.step import PRODUCTS, REDUCTIONS, Op, Value
 from tinygrad_rnn.ops.reduction import axes_of
 
 STREAM, STACK, BEFORE, AFTER, SCRATCH, CONSTANT = "stream", "stack", "before", "after", "scratch", "constant"
+BY_ROW = "constant_by_row"  # a constant of which the loop reads a row's own part
 OTHERS = (*PRODUCTS, "gather", "place")
 DTYPES = ("float32", "float64", "bool", "int32", "int64")
 FEW, MANY = 16, 16  # fewer features than that fill no vector; so many rows do
@@ -106,6 +107,8 @@ class Layout:
         self.by_rows = self._rows_apart()
         widest = max([value.shape[-1] for value in self.step.carry if value.ndim], default=FEW)
         self.rows_last = split.apart and self.by_rows and self.rows >= MANY and widest < FEW
+        for value in self._read_by_row() if self.rows_last else ():
+            self.stores[value] = Store(BY_ROW)
         self._arrange()
 
     # -- where everything is
@@ -358,6 +361,17 @@ class Layout:
             else result[:1] not in part
             for part, operand in zip(letters, item.operands, strict=True)
         )
+
+    def _read_by_row(self) -> set[Value]:
+        """The constants that are read in no other way, as the state that rows begin anew with is."""
+        by_row: set[Value] = set()
+        otherwise: set[Value] = set()
+        for item in [*self.items, *self.inlined.values()]:
+            space = () if item.space is None or (item.op and item.op.rule.name == "gather") else item.space
+            for value in [operand for operand in item.operands if type(operand) is Value and self._constant(operand)]:
+                rows = value.ndim == len(space) and value.shape[:1] == (self.rows,)
+                (by_row if rows else otherwise).add(value)
+        return by_row - otherwise
 
     def _constant(self, value: Value) -> bool:
         return self.stores[self._place(value).base].kind == CONSTANT

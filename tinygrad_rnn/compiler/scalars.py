@@ -287,6 +287,16 @@ def _power(base: Any, exponent: Any) -> Any:
     return base**exponent
 
 
+def _where(condition: Any, x: Any, y: Any) -> Any:
+    """Both are read before one is chosen: a read that depends on a condition would end vectorization."""
+    return x if condition else y
+
+
+@overload(_where, jit_options=_OPTIONS)
+def _chosen(condition: Any, x: Any, y: Any) -> Function:
+    return _where
+
+
 def _by_dtype(single: Function, double: Function) -> Function:
     def scalar(*operands: Any) -> Any:
         return (single if all(type(operand) is np.float32 for operand in operands) else double)(*operands)
@@ -326,5 +336,7 @@ SCALARS: dict[str, Function] = {
     "maximum": _alike(_maximum),
     "minimum": _alike(_minimum),
     "power": _alike(_power),
+    "where": _where,
 }
-"""Functions for Python and for compiled code. All operands of one are float32, or else it computes in float64."""
+"""Functions for Python and for compiled code. All operands of one are float32, or else it computes in float64; but
+what ``where`` chooses from may be anything."""

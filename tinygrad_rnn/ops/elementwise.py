@@ -259,7 +259,7 @@ def clip(F: Any, x: Operand, /, min: float | None = None, max: float | None = No
     return x if max is None else F.minimum(x, max)
 
 
-@scalar("x if condition else y")
+@scalar("where(condition, x, y)")
 @operation(
     ELEMENTWISE,
     x=lambda F, g, condition: F.where(condition, g, 0),
