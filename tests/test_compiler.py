@@ -3,16 +3,18 @@ nothing else noticed."""
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
 import pytest
 from interpreted import interpreted, rows_last
+from numba import njit
 from scan_ways import B, T, derivatives, leaf, made, same, weights
 
 import tinygrad_rnn as tg
-from tinygrad_rnn import tape
+from tinygrad_rnn import nn, tape
 from tinygrad_rnn.backend import NUMPY
 from tinygrad_rnn.compiler import array, jit, run
 from tinygrad_rnn.compiler.lower import lowered
@@ -310,3 +312,29 @@ def test_where_the_work_is(kind, by):
     assert {value.shape for value in plan.saved} == {(B, 4)}
     loops = 5, 3  # over time, rows and units, and what a product needs
     assert by == "array" or tuple([p.loop.source.count("for ") for p in (plan.forward, back)]) == loops
+
+
+def divides_vectors(text):
+    """Whether a loop has a division of vectors, which only the activations in the loop over gates are made of."""
+    space = dict(jit.SPACE)
+    exec(text, space)
+    loop = njit(nogil=True, error_model="numpy", pipeline_class=jit._NoAlias)(space["loop"])
+    (signature,) = jit._compiled(text).signatures
+    loop.compile(signature)
+    return re.search(r"fdiv (\w+ )*<\d+ x float>", loop.inspect_llvm(signature)) is not None
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize(("hidden", "last"), [(5, True), (40, False)])
+@pytest.mark.parametrize("how", ["plain", "reset", "lengths"])
+def test_the_loop_over_gates_becomes_vector_instructions(kind, hidden, last, how):
+    cell = getattr(nn, f"{kind}Cell")(3, hidden, generator=tg.Generator(0))
+    marks = np.zeros((4, 32), bool)
+    marks[2, 5] = True
+    given = {"plain": {}, "reset": {"reset": marks}, "lengths": {"lengths": np.full(32, 3)}}[how]
+    run._known.clear()
+    tg.scan(cell, tg.zeros((4, 32, 3)), engine="numba", **given)
+    (plan,) = run._known.values()
+    code = plan.forward.loop.code
+    assert code.rows_last == last
+    assert divides_vectors(code.text)

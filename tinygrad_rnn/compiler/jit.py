@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from tinygrad_rnn.backend import NUMPY
 from tinygrad_rnn.compiler.cache import module_of
 from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, Store
 from tinygrad_rnn.compiler.loops import Generator
-from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product, to_aligned
+from tinygrad_rnn.compiler.memory import Memory
+from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product
 from tinygrad_rnn.compiler.record import Unrecordable
-from tinygrad_rnn.compiler.scalars import SCALARS, plus
+from tinygrad_rnn.compiler.scalars import SCALARS, plus, where
 from tinygrad_rnn.compiler.split import Run, Split
 from tinygrad_rnn.compiler.step import Value
 from tinygrad_rnn.threads import blas_limited, get_num_threads, run_shards
@@ -68,6 +68,7 @@ SPACE: dict[str, Any] = {
     "multiply_add": multiply_add,
     "plus": plus,
     "row": _row,
+    "where": where,
     "unsigned": np.uint64,
     "zero_step": np.uint64(0),
     "one_step": np.uint64(1),
@@ -128,11 +129,13 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
     """NumPy, with matrix products by our own kernel, shared out over our threads.
 
     A row of a product has the same bits in any share. What is left to BLAS it does by one thread: its own would go on
-    spinning after each product, on the cores that the loop needs.
+    spinning after each product, on the cores that the loop needs. What feeds the loop is needed no longer than that
+    runs, so its memory is that of the loops.
     """
 
-    def __init__(self, transposed: bool = False) -> None:
+    def __init__(self, feeding: bool = False, transposed: bool = False) -> None:
         super().__init__()
+        self.feeding = feeding
         self.matmul = self._transposed if transposed else self._matmul
         self.einsum = blas_limited()(np.einsum)
 
@@ -140,7 +143,8 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
         if not (a.ndim == b.ndim == 2 and a.dtype == b.dtype and a.dtype in (np.float32, np.float64)):
             with blas_limited():
                 return np.matmul(a, b)
-        out = np.empty((a.shape[0], b.shape[1]), a.dtype)
+        shape = a.shape[0], b.shape[1]
+        out = Memory().array(shape, a.dtype) if self.feeding else np.empty(shape, a.dtype)
         if a.size * b.shape[1] > LEAST_WORK:
             run_shards(product, [(a[i:j], b, out[i:j]) for i, j in _cuts(len(a), get_num_threads())])
         else:
@@ -166,34 +170,7 @@ def _cuts(n: int, parts: int) -> list[tuple[int, int]]:
     return [(i, j) for i, j in pairwise(ends) if i < j]
 
 
-HOST, FEATURES_FIRST = _Host(), _Host(transposed=True)
-
-
-class Memory:
-    """Uninitialized arrays that begin at multiples of 64 bytes; small ones share a block."""
-
-    BLOCK = 1 << 17
-
-    def __init__(self) -> None:
-        self.free = 0
-        self.block: Any = None
-        self.at = 0
-
-    def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """A new array."""
-        size = prod(shape) * dtype.itemsize
-        if size > self.free:
-            whole = max(size, self.BLOCK)
-            block = np.empty(whole + 64, np.uint8)
-            at = to_aligned(block)
-            if size > self.BLOCK // 4:
-                return np.ndarray(shape, dtype, block, at)
-            self.block, self.at, self.free = block, at, whole
-        array = np.ndarray(shape, dtype, self.block, self.at)
-        size = -(-size // 64) * 64
-        self.at += size
-        self.free -= size
-        return array
+HOST, FEEDING, FEATURES_FIRST = _Host(), _Host(feeding=True), _Host(feeding=True, transposed=True)
 
 
 def packed_weight(weight: Any, memory: Memory) -> Any:
@@ -246,7 +223,7 @@ class Loop:
 
     def feeding(self, F: Any) -> Any:
         """What computes for the loop, before it."""
-        return FEATURES_FIRST if self.code.rows_last else F
+        return FEATURES_FIRST if self.code.rows_last else FEEDING
 
     def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
         """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""

@@ -287,14 +287,14 @@ def _power(base: Any, exponent: Any) -> Any:
     return base**exponent
 
 
-def _where(condition: Any, x: Any, y: Any) -> Any:
-    """Both are read before one is chosen: a read that depends on a condition would end vectorization."""
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """One of two numbers of any kind, both read before one is chosen: reading only one would end vectorization."""
     return x if condition else y
 
 
-@overload(_where, jit_options=_OPTIONS)
+@overload(where, jit_options=_OPTIONS)
 def _chosen(condition: Any, x: Any, y: Any) -> Function:
-    return _where
+    return where
 
 
 def _by_dtype(single: Function, double: Function) -> Function:
@@ -336,7 +336,5 @@ SCALARS: dict[str, Function] = {
     "maximum": _alike(_maximum),
     "minimum": _alike(_minimum),
     "power": _alike(_power),
-    "where": _where,
 }
-"""Functions for Python and for compiled code. All operands of one are float32, or else it computes in float64; but
-what ``where`` chooses from may be anything."""
+"""Functions for Python and for compiled code. All operands of one are float32, or else it computes in float64."""

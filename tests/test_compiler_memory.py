@@ -1,0 +1,100 @@
+"""Memory for compiled loops: used again when nobody has it any more, and never before."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import tinygrad_rnn as tg
+from tinygrad_rnn import nn
+
+pytest.importorskip("numba")
+from tinygrad_rnn.compiler.memory import Memory, Pool
+
+FLOAT = np.dtype(np.float32)
+
+
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
+def test_arrays_are_aligned_and_apart():
+    memory = Memory()
+    arrays = [memory.array(shape, FLOAT) for shape in ((3,), (5, 7), (), (0, 4), (40_000,), (2, 3), (300, 300))]
+    for i, array in enumerate(arrays):
+        assert address(array) % 64 == 0
+        assert array.flags.c_contiguous
+        array[...] = i
+    for i, array in enumerate(arrays):
+        assert (array == i).all()
+
+
+def test_a_block_comes_back_when_nothing_lies_in_it():
+    pool = Pool()
+    block = pool.take(1000)
+    assert block.size >= 1000
+    array = np.ndarray((10, 10), FLOAT, block)
+    first = address(block)
+    part = array[3:].T
+    for name in ("block", "array"):
+        assert address(pool.take(1000)) != first, name
+        if name == "block":
+            del block
+    del array
+    assert address(pool.take(1000)) != first  # a view of a view is enough
+    del part
+    assert first in [address(block) for block in [pool.take(1000) for _ in range(4)]]
+
+
+def test_sizes_nearly_alike_share_blocks():
+    pool = Pool()
+    first = address(pool.take(100_000))
+    assert address(pool.take(99_000)) == first
+    assert address(pool.take(50_000)) != first
+
+
+def test_what_is_remembered_is_bounded():
+    pool = Pool()
+    pool.MOST = 10_000
+    blocks = [pool.take(4096) for _ in range(5)]
+    assert sum(size for size, _ in pool.blocks) <= pool.MOST
+    for i, block in enumerate(blocks):  # those that it forgot are still their holders'
+        block[...] = i
+    assert [int(block[7]) for block in blocks] == [0, 1, 2, 3, 4]
+    pool.take(20_000)
+    assert not pool.blocks
+
+
+def test_threads_get_blocks_of_their_own():
+    pool = Pool()
+    mixed = []
+
+    def work(number):
+        for _ in range(2000):
+            blocks = [pool.take(256) for _ in range(3)]
+            for i, block in enumerate(blocks):
+                block[...] = 3 * number + i
+            mixed.extend(i for i, block in enumerate(blocks) if (block != 3 * number + i).any())
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not mixed
+
+
+def test_results_outlive_the_calls_after_them():
+    layer = nn.LSTM(3, 40, generator=tg.Generator(0))
+    kept = []
+    for seed in range(4):
+        xs = tg.Generator(seed).normal((200, 8, 3))
+        with tg.use_engine("numba"):
+            ys, (h, c) = layer(xs)
+        kept.append((xs, [ys, h, c], [part.numpy().copy() for part in (ys, h, c)]))
+    for xs, results, copies in kept:
+        with tg.use_engine("numba"):
+            again = layer(xs)
+        for one, copy, other in zip(results, copies, (again[0], *again[1]), strict=True):
+            np.testing.assert_array_equal(one.numpy(), copy)
+            np.testing.assert_array_equal(other.numpy(), copy)

@@ -1,0 +1,91 @@
+"""The Numba engine: memory for its loops."""
+
+from __future__ import annotations
+
+import sys
+from itertools import count
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.compiler.product import to_aligned
+
+
+class Pool:
+    """Large blocks of bytes, each used again as soon as no array lies in it any more.
+
+    The system hands out what is new to a process page by page, when these are first touched. For what a long sequence
+    needs, that took a tenth of the time of the whole computation, again at each call.
+
+    Attributes
+    ----------
+    blocks
+        By size and number, what was taken last at the end.
+    """
+
+    MOST = 1 << 28  # bytes that are remembered
+
+    def __init__(self) -> None:
+        self.blocks: dict[tuple[int, int], np.ndarray[Any, Any]] = {}
+        self._number = count().__next__
+
+    def take(self, size: int) -> np.ndarray[Any, Any]:
+        """A block of at least so many bytes, which is the caller's as long as he, or an array in it, holds it.
+
+        Other threads may do the same: who has popped a block from the dict looks at it alone.
+        """
+        unit = 1 << max(size.bit_length() - 4, 0)
+        size = -(-size // unit) * unit  # so that sequences nearly as long find it again
+        for key in list(self.blocks):
+            if key[0] == size and (block := self.blocks.pop(key, None)) is not None:
+                free = sys.getrefcount(block) == _ALONE
+                self.blocks[key] = block
+                if free:
+                    return block
+        block = np.empty(size, np.uint8)
+        self.blocks[size, self._number()] = block
+        kept = 0
+        for key in reversed(list(self.blocks)):
+            kept += key[0]
+            if kept > self.MOST:
+                self.blocks.pop(key, None)
+        return block
+
+
+def _references() -> int:
+    """What ``getrefcount`` says of a block that nobody else holds."""
+    block = np.empty(0, np.uint8)
+    return sys.getrefcount(block)
+
+
+# Without a lock around Python's objects their count is no proof.
+_ALONE = _references() if getattr(sys, "_is_gil_enabled", lambda: True)() else -1
+POOL = Pool()
+
+
+class Memory:
+    """Uninitialized arrays that begin at multiples of 64 bytes; small ones share a block."""
+
+    BLOCK = 1 << 17  # from about this size on memory comes from the system each time
+
+    def __init__(self) -> None:
+        self.free = 0
+        self.block: Any = None
+        self.at = 0
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """A new array."""
+        size = prod(shape) * dtype.itemsize
+        if size > self.free:
+            whole = max(size, self.BLOCK)
+            block = POOL.take(whole + 64) if size > self.BLOCK else np.empty(whole + 64, np.uint8)
+            at = to_aligned(block)
+            if size > self.BLOCK // 4:
+                return np.ndarray(shape, dtype, block, at)
+            self.block, self.at, self.free = block, at, whole
+        array = np.ndarray(shape, dtype, self.block, self.at)
+        size = -(-size // 64) * 64
+        self.at += size
+        self.free -= size
+        return array
