@@ -122,9 +122,6 @@ def scan(
     check(recompute, engine)
     run = _prepared(cell, xs, state, reverse, lengths, reset, expose)
     ys, state, exposed = run.by(engine, recompute)
-    if run.real is not None:
-        real = run.real
-        ys, exposed = map_nest(lambda leaf: real.choose(leaf, 0), (ys, exposed))
     if run.reached < run.steps:
         ys, exposed = map_nest(lambda leaf: _lengthen(leaf, run.steps), (ys, exposed))
     return (ys, state, exposed) if expose else (ys, state)
@@ -273,7 +270,7 @@ class _Run:
         notes: list[_Note] = []
         for t in reversed(range(self.reached)) if self.reverse else range(self.reached):
             begun = tape.tick()
-            real, begin = [None if masks is None else partial(masks.at, t) for masks in (self.real, self.begin)]
+            real, begin = [None if flags is None else partial(flags.at, t) for flags in (self.real, self.begin)]
             y, following, found, noted = self._one(inputs[t], state, real, begin, observe is not None, t)
             if observe is not None:
                 observe(t, begun, following, found)
@@ -283,6 +280,8 @@ class _Run:
         for commit, tensors in notes:
             commit(*tensors)
         ys, exposed = map_nest(lambda *parts: stack(parts), *results)
+        if (masks := self.real) is not None:
+            ys, exposed = map_nest(lambda leaf: masks.choose(leaf, 0), (ys, exposed))
         return ys, state, exposed
 
     def _traced(self, engine: Any) -> _Traced:
@@ -357,8 +356,11 @@ class _Run:
                 None if masks is None else partial(_of_step, next(given)) for masks in (self.real, self.begin)
             ]
             y, following, found, notes = self._one(x, before, real, begin, bool(watched), first)
+            seen = map_nest(as_tensor, (y, _named(found, self.expose)))
+            if real is not None:
+                seen = map_nest(lambda leaf: where(real(leaf.ndim), leaf, 0), seen)
             observed = {name: found[name] for name in watched if name in found}
-            shown = map_nest(as_tensor, (y, _named(found, self.expose), observed))
+            shown = (*seen, map_nest(as_tensor, observed))
             outs = [*[leaf for _, leaf in leaves(shown)], *[tensor for _, tensors in notes for tensor in tensors]]
             return outs, [leaf for _, leaf in leaves(following)]
 
