@@ -203,7 +203,7 @@ def layer_norm(
             _check_dtype(x, factor)
     axes = tuple(range(-len(shape), 0))
     centred = x - ops.mean(x, axes, True)
-    out = centred / ops.sqrt(ops.mean(ops.square(centred), axes, True) + eps)
+    out = centred * ops.reciprocal(ops.sqrt(ops.mean(ops.square(centred), axes, True) + eps))
     if weight is not None:
         out = out * weight
     return out if bias is None else out + bias

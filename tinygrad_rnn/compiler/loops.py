@@ -306,21 +306,27 @@ class Generator(Layout):
         reduced = reduced_axes(op)
         shape = tuple([1 if axis in reduced else n for axis, n in enumerate(x.shape)])
         lines, indices = self._headers(shape)
-        pad = "    " * len(lines)
-        start = self._number({"sum": 0.0, "mean": 0.0, "max": float("-inf"), "min": float("inf")}[name], dtype)
-        lines.append(f"{pad}total = {start}")
-        inner = pad
-        inside = list(indices)
-        for axis in reduced:
-            if x.shape[axis] != 1:
-                lines.append(f"{inner}for r{axis} in range({self._size(x.shape[axis])}):")
-                inside[axis] = f"r{axis}"
-                inner += "    "
-        element = self._element(self._place(x), x.shape, inside)
-        adding = f"plus(total, {element})" if name in ("sum", "mean") else f"{name}imum(total, {element})"
-        lines.append(f"{inner}total = {adding}")
-        count = prod([x.shape[axis] for axis in reduced])
-        result = f"total / {self._number(float(count), dtype)}" if name == "mean" else "total"
         kept = indices if item.result.ndim == x.ndim else [i for axis, i in enumerate(indices) if axis not in reduced]
-        lines.append(f"{pad}{self._element(item.target, item.result.shape, kept)} = {result}")
-        return lines
+        inside = [f"r{axis}" if axis in reduced and x.shape[axis] != 1 else i for axis, i in enumerate(indices)]
+        over = [f"for r{axis} in range({self._size(x.shape[axis])}):" for axis in reduced if x.shape[axis] != 1]
+        element, target = (
+            self._element(self._place(x), x.shape, inside),
+            self._element(item.target, item.result.shape, kept),
+        )
+        start = self._number({"sum": 0.0, "mean": 0.0, "max": float("-inf"), "min": float("inf")}[name], dtype)
+        count = self._number(float(prod([x.shape[axis] for axis in reduced])), dtype) if name == "mean" else ""
+        # Rows that are last are added up side by side; else the elements of a row are, in any order.
+        rows = [lines.pop().strip()] if self.rows_last else []
+        total = target if rows else "total"
+        adding = f"{name}imum({total}, {element})" if name in ("max", "min") else f"plus({total}, {element})"
+        result = f"{total} / {count}" if count else total
+        body = [*_nested(*rows, f"{total} = {start}"), *_nested(*over, *rows, f"{total} = {adding}")]
+        if result != target:
+            body += _nested(*rows, f"{target} = {result}")
+        pad = "    " * len(lines)
+        return [*lines, *[pad + line for line in body]]
+
+
+def _nested(*lines: str) -> list[str]:
+    """Each line within the one before it."""
+    return ["    " * depth + line for depth, line in enumerate(lines)]
