@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from queue import SimpleQueue
 from threading import get_ident
 from typing import Any, SupportsIndex
@@ -74,6 +75,12 @@ def _usable() -> int:
 
 
 # Shards
+
+
+def cuts(n: int, parts: int) -> list[tuple[int, int]]:
+    """``n`` in so many nearly equal parts: from and to."""
+    ends = [n * k // parts for k in range(parts + 1)]
+    return [(i, j) for i, j in pairwise(ends) if i < j]
 
 
 class _Local(threading.local):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from numba.core.caching import FunctionCache
 from numba.core.compiler import Compiler
 
 from tinygrad_rnn.backend import NUMPY
+from tinygrad_rnn.compiler import philox
 from tinygrad_rnn.compiler.cache import module_of
 from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, Store
 from tinygrad_rnn.compiler.loops import Generator
@@ -28,11 +28,14 @@ from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS, plus, where
 from tinygrad_rnn.compiler.split import Run, Split
 from tinygrad_rnn.compiler.step import Value
-from tinygrad_rnn.threads import blas_limited, get_num_threads, run_shards
+from tinygrad_rnn.threads import blas_limited, cuts, get_num_threads, run_shards
 
 FUSES = True
 ROWS_APART = True  # the rows of its products have the same bits among any other rows
 LEAST_WORK = 1 << 25  # multiplications of a run that are worth a second thread
+
+
+NUMPY.uniform_of_keys = philox.uniform
 
 
 def backend(F: Any) -> Any:
@@ -146,7 +149,7 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
         shape = a.shape[0], b.shape[1]
         out = Memory().array(shape, a.dtype) if self.feeding else np.empty(shape, a.dtype)
         if a.size * b.shape[1] > LEAST_WORK:
-            run_shards(product, [(a[i:j], b, out[i:j]) for i, j in _cuts(len(a), get_num_threads())])
+            run_shards(product, [(a[i:j], b, out[i:j]) for i, j in cuts(len(a), get_num_threads())])
         else:
             product(a, b, out)
         return out
@@ -162,12 +165,6 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
     def _transposed(self, a: Any, b: Any) -> Any:
         """The product, its columns in memory one after the other."""
         return self._matmul(b.T, a.T).T if a.ndim == b.ndim == 2 else self._matmul(a, b)
-
-
-def _cuts(n: int, parts: int) -> list[tuple[int, int]]:
-    """``n`` in so many nearly equal parts: from and to."""
-    ends = [n * k // parts for k in range(parts + 1)]
-    return [(i, j) for i, j in pairwise(ends) if i < j]
 
 
 HOST, FEEDING, FEATURES_FIRST = _Host(), _Host(feeding=True), _Host(feeding=True, transposed=True)
@@ -236,7 +233,7 @@ class Loop:
         arguments += self.constants
         loop = _compiled(code.text)
         if code.rows and steps * code.rows * code.work > LEAST_WORK:
-            shards = _cuts(code.rows, get_num_threads())
+            shards = cuts(code.rows, get_num_threads())
             run_shards(lambda b0, b1: loop(steps, reverse, b0, b1, *arguments), shards)
         else:
             loop(steps, reverse, 0, code.rows, *arguments)
