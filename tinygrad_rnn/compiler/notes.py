@@ -28,9 +28,13 @@ GLOBAL = "the global {!r} of {}"
 MISSING: Any = object()
 _bytes: Any = np.ndarray.tobytes
 PYTHON_RANDOM: Any = random.random.__self__  # type: ignore[attr-defined]
-NUMPY_RANDOM: Any = np.random.random_sample.__self__  # type: ignore[attr-defined]
 _NUMBERS = frozenset(kind for kind in np.sctypeDict.values() if issubclass(kind, (np.number, np.bool_)))
 PLAIN = _NUMBERS | {int, float, complex, bool, str, bytes, range, NoneType, EllipsisType}
+
+
+def numpy_random() -> Any:
+    """The generator behind NumPy's own functions, whose import takes as long as that of all of ours."""
+    return np.random.random_sample.__self__  # type: ignore[attr-defined]
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -460,7 +464,7 @@ def _differing(old: dict[Any, Any], new: dict[Any, Any]) -> list[Any]:
 
 
 def _generator(module: str, phrase: str, note: Note) -> str:
-    if note.thing is PYTHON_RANDOM or note.thing is NUMPY_RANDOM:
+    if note.thing is PYTHON_RANDOM or note.thing is numpy_random():
         return f"the state of {module} (the module)"
     return f"{phrase} {note.where[1]!r}" if note.where[1] else phrase
 

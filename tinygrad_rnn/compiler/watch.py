@@ -149,7 +149,7 @@ class Watch:
         self._items((notes.PYTHON_RANDOM,), (GLOBAL, "random", ""))
 
     def _global_numpy(self) -> None:
-        self._items((notes.NUMPY_RANDOM,), (GLOBAL, "random", ""))
+        self._items((notes.numpy_random(),), (GLOBAL, "random", ""))
 
     # How things of each kind are visited. All take the same four arguments.
 
@@ -451,9 +451,6 @@ _VISITS: dict[type, Visit] = {
     bytearray: Watch._list,
     np.ndarray: Watch._array,
     random.Random: Watch._random,
-    np.random.Generator: Watch._numpy_random,
-    np.random.RandomState: Watch._numpy_random,
-    np.random.BitGenerator: Watch._numpy_random,
 }
 # Of Python's own classes, those whose objects are but attributes.
 _BAGS = {"types.SimpleNamespace", "argparse.Namespace", "collections.UserDict", "collections.UserList"}
@@ -462,7 +459,9 @@ _BAGS = {"types.SimpleNamespace", "argparse.Namespace", "collections.UserDict", 
 def _kind_of(kind: type) -> _Kind:
     from tinygrad_rnn.nn.module import Module  # modules need scan, and so this file, to be there first
 
-    contents = next((visit for base, visit in _VISITS.items() if issubclass(kind, base)), None)
+    of_numpy = np.random.Generator, np.random.RandomState, np.random.BitGenerator  # which are slow to import
+    visits = _VISITS | dict.fromkeys(of_numpy, Watch._numpy_random)
+    contents = next((visit for base, visit in visits.items() if issubclass(kind, base)), None)
     module, name = (type.__getattribute__(kind, each) for each in ("__module__", "__qualname__"))
     package = _package_of_class(kind)
     if issubclass(kind, Module) or f"{module}.{name}" in _BAGS:
