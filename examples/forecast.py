@@ -15,7 +15,6 @@ and the autoregression was better with two of the seeds. It needs `pip install '
 from __future__ import annotations
 
 import argparse
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import nn, optim
+from tinygrad_rnn.data import packaged
 
 WINDOW = 32  # steps of a sequence in training
 
@@ -57,15 +57,6 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not np.isfinite(values).all() or np.ptp(values) == 0:
         raise ValueError("the values must be finite and not all the same")
     return times, values
-
-
-def sunspots() -> Path | None:
-    """The yearly sunspot numbers of the statsmodels package, if it is installed."""
-    try:
-        files = metadata.files("statsmodels") or []
-    except metadata.PackageNotFoundError:
-        return None
-    return next((Path(str(file.locate())) for file in files if file.name == "sunspots.csv"), None)
 
 
 class Forecaster(nn.Module):
@@ -198,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     steps, hidden, updates = (160, 8, 10) if options.quick else (1000, 32, 600)
     noisy = np.sin(2 * np.pi * np.arange(steps) / 25) + generator.normal((steps,), std=0.2, dtype=np.float64).numpy()
     found = [Series("sine and noise", np.arange(steps), noisy, order=25, horizon=60)]
-    path = options.data or sunspots()
+    path = options.data or packaged("statsmodels", "sunspots.csv")
     if path:
         try:
             found.append(Series(path.stem, *read(path), order=9, horizon=30))

@@ -17,7 +17,6 @@ runs/speakers a picture of who was taken for whom and of how the belief grows wi
 from __future__ import annotations
 
 import argparse
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +24,17 @@ import numpy as np
 import tinygrad_rnn as tg
 from tinygrad_rnn import functional as F
 from tinygrad_rnn import nn, optim
-from tinygrad_rnn.data import bucketed, pad
+from tinygrad_rnn.data import bucketed, packaged, pad
 
 Utterances = tuple[list[np.ndarray], list[str]]  # arrays of shape (frames, channels), and who speaks
 
 
-def packaged(part: str) -> Path:
+def recordings(part: str) -> Path:
     """The file of that part, TRAIN or TEST, in the installed package aeon."""
-    try:
-        files = metadata.files("aeon") or []
-    except metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == f"JapaneseVowels_{part}.ts":
-            return Path(str(file.locate()))
-    raise ValueError("the recordings come with aeon: pip install --no-deps aeon; or give --train FILE --test FILE")
+    path = packaged("aeon", f"JapaneseVowels_{part}.ts")
+    if path is None:
+        raise ValueError("the recordings come with aeon: pip install --no-deps aeon; or give --train FILE --test FILE")
+    return path
 
 
 def read_ts(path: Path) -> Utterances:
@@ -174,8 +169,8 @@ def main(arguments: list[str] | None = None) -> None:
     if (options.train is None) != (options.test is None):
         parser.error("give both --train and --test, or neither")
     try:
-        sequences, speakers = read_ts(options.train or packaged("TRAIN"))
-        test_sequences, test_speakers = read_ts(options.test or packaged("TEST"))
+        sequences, speakers = read_ts(options.train or recordings("TRAIN"))
+        test_sequences, test_speakers = read_ts(options.test or recordings("TEST"))
     except ValueError as error:
         parser.error(str(error))
     names = sorted(set(speakers))

@@ -109,6 +109,10 @@ def test_the_regularizer_is_that_of_the_paper():
             jacobian = (1 - after.numpy()[row][:, None] ** 2) * weight
             ratios.append(np.linalg.norm(g[row] @ jacobian) / np.linalg.norm(g[row]))
     assert found.item() == pytest.approx(np.mean((np.array(ratios) - 1) ** 2), rel=1e-4)
+    smaller = order.regularizer(added.grad * 1e-6, states, net.cell.weight_hh)
+    assert smaller.item() == pytest.approx(found.item(), rel=1e-4)
+    vanished = order.regularizer(added.grad * 1e-18, states, net.cell.weight_hh)
+    assert vanished.item() == 0
 
 
 def test_noise_on_the_weights_is_taken_off_again():

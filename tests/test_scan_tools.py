@@ -122,17 +122,13 @@ def test_a_cell_that_raises(backend, engine):
 
 def test_what_a_cell_is_given_and_gives_is_named(engine):
     xs, weight = tg.zeros((5, 4, 3)), tg.zeros((3, 3))
-    with pytest.raises(TypeError, match=r"must return \(y, state\), got a tensor of shape \(2, 3\)"):
+    with pytest.raises(TypeError, match=r"must return \(y, state\), got tensor of \(2, 3\)"):
         tg.scan(lambda x, h: h, tg.zeros((5, 2, 3)), tg.zeros((2, 3)), engine=engine)
-    with pytest.raises(
-        TypeError, match=r"got a tuple \(a tensor of shape \(4, 3\), a NoneType, a dict \{h: a tensor of"
-    ):
+    with pytest.raises(TypeError, match=r"got \(tensor of \(4, 3\), NoneType, \{'h': tensor of \(4, 3\)\}\)"):
         tg.scan(lambda x, h: (x, None, {"h": h}), xs, tg.zeros((4, 3)), engine=engine)
     with pytest.raises(ValueError, match="broadcast") as caught:
         tg.scan(lambda x, h: (h, h @ weight + x), xs, tg.zeros((2, 3)), engine=engine)
-    assert caught.value.__notes__ == [
-        "scan called the cell with x, a tensor of shape (4, 3), and the state, a tensor of shape (2, 3)"
-    ]
+    assert caught.value.__notes__ == ["scan called the cell with x, tensor of (4, 3), and the state, tensor of (2, 3)"]
 
 
 def test_no_engine_falls_back_unless_it_is_left_to_choose(engine):

