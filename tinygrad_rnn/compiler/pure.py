@@ -26,6 +26,8 @@ Places: TypeAlias = dict[int, tuple[int, Held]]  # by their addresses: the how-m
 MOST = 256
 _known: OrderedDict[Any, Known] = OrderedDict()
 _PLAIN = (int, float, bool, str, type(None))
+_EXACT = frozenset((int, bool, str, type(None)))  # of which those that are equal are alike
+_NOTHING = Recorder()  # to which nothing is written
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Known:
             Draw(default_generator() if place is None else held[place], draw.make, draw.tensor)
             for place, draw in self.draws
         ]
-        return Recording(self.step, [values[value] for value in self.consts], draws, Recorder(), [])
+        return Recording(self.step, [values[value] for value in self.consts], draws, _NOTHING, [])
 
 
 def kind_of(cell: Any, others: Iterable[Tensor] = ()) -> tuple[Any, list[Held]] | None:
@@ -83,6 +85,9 @@ def _kind(cell: Any, places: Places) -> Any:
         return None
     parts: list[Any] = [cls, cls.forward]
     for name, value in vars(cell).items():
+        if type(value) in _EXACT:  # most are
+            parts.append((name, type(value), value))
+            continue
         part = _of_value(value, places)
         if part is None and type(value) is FunctionType and _is_ours(value):
             part = value
@@ -99,7 +104,8 @@ def _of_value(value: Any, places: Places) -> Any:
     """A tensor, a generator or a plain value; None for anything else."""
     if isinstance(value, Tensor):
         place, _ = places.setdefault(id(value), (len(places), value))
-        return place, value.shape, value.dtype, value.requires_grad
+        array = value._data
+        return place, array.shape, array.dtype, value.requires_grad
     if type(value) is Generator:
         return Generator, places.setdefault(id(value), (len(places), value))[0]
     plain = type(value) in _PLAIN or (type(value) is tuple and all(type(part) in _PLAIN for part in value))
