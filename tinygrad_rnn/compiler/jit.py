@@ -34,7 +34,6 @@ FUSES = True
 ROWS_APART = True  # the rows of its products have the same bits among any other rows
 LEAST_WORK = 1 << 25  # multiplications of a run that are worth a second thread
 
-
 NUMPY.uniform_of_keys = philox.uniform
 
 

@@ -309,10 +309,8 @@ class Generator(Layout):
         kept = indices if item.result.ndim == x.ndim else [i for axis, i in enumerate(indices) if axis not in reduced]
         inside = [f"r{axis}" if axis in reduced and x.shape[axis] != 1 else i for axis, i in enumerate(indices)]
         over = [f"for r{axis} in range({self._size(x.shape[axis])}):" for axis in reduced if x.shape[axis] != 1]
-        element, target = (
-            self._element(self._place(x), x.shape, inside),
-            self._element(item.target, item.result.shape, kept),
-        )
+        element = self._element(self._place(x), x.shape, inside)
+        target = self._element(item.target, item.result.shape, kept)
         start = self._number({"sum": 0.0, "mean": 0.0, "max": float("-inf"), "min": float("inf")}[name], dtype)
         count = self._number(float(prod([x.shape[axis] for axis in reduced])), dtype) if name == "mean" else ""
         # Rows that are last are added up side by side; else the elements of a row are, in any order.

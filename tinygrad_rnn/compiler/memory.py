@@ -38,11 +38,14 @@ class Pool:
         unit = 1 << max(size.bit_length() - 4, 0)
         size = -(-size // unit) * unit  # so that sequences nearly as long find it again
         for key in list(self.blocks):
-            if key[0] == size and (block := self.blocks.pop(key, None)) is not None:
-                free = sys.getrefcount(block) == _ALONE
-                self.blocks[key] = block
+            if key[0] != size:
+                continue
+            popped = [self.blocks.pop(key, None)]
+            if popped[0] is not None:
+                free = _references(popped) == _ALONE
+                self.blocks[key] = popped[0]
                 if free:
-                    return block
+                    return popped[0]
         block = np.empty(size, np.uint8)
         self.blocks[size, self._number()] = block
         kept = 0
@@ -53,14 +56,13 @@ class Pool:
         return block
 
 
-def _references() -> int:
-    """What ``getrefcount`` says of a block that nobody else holds."""
-    block = np.empty(0, np.uint8)
-    return sys.getrefcount(block)
+def _references(of: list[Any]) -> int:
+    """How many hold what the list holds. What Python itself adds depends on its version, so only compare."""
+    return sys.getrefcount(of[0])
 
 
 # Without a lock around Python's objects their count is no proof.
-_ALONE = _references() if getattr(sys, "_is_gil_enabled", lambda: True)() else -1
+_ALONE = _references([np.empty(0, np.uint8)]) if getattr(sys, "_is_gil_enabled", lambda: True)() else -1
 POOL = Pool()
 BLOCK = 1 << 17  # from about this size on memory comes from the system each time
 
