@@ -5,13 +5,10 @@ Nothing here runs code of the user: no property, no ``__eq__``, no overridden me
 
 from __future__ import annotations
 
-import gc
-import itertools
-import random
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable
-from operator import is_, length_hint
-from types import EllipsisType, GeneratorType, NoneType
+from operator import is_
+from types import EllipsisType, NoneType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,14 +24,8 @@ GLOBAL = "the global {!r} of {}"
 
 MISSING: Any = object()
 _bytes: Any = np.ndarray.tobytes
-PYTHON_RANDOM: Any = random.random.__self__  # type: ignore[attr-defined]
 _NUMBERS = frozenset(kind for kind in np.sctypeDict.values() if issubclass(kind, (np.number, np.bool_)))
 PLAIN = _NUMBERS | {int, float, complex, bool, str, bytes, range, NoneType, EllipsisType}
-
-
-def numpy_random() -> Any:
-    """The generator behind NumPy's own functions, whose import takes as long as that of all of ours."""
-    return np.random.random_sample.__self__  # type: ignore[attr-defined]
 
 
 def _alike(a: Any, b: Any) -> bool:
@@ -361,98 +352,6 @@ class TensorNote(Note):
             owner._written = self.written  # else old elements are lost, and the stamp goes on saying so
 
 
-class DrawsNote(Note):
-    """How far a generator of this library has come: what it draws is recorded, so that is no change."""
-
-    __slots__ = ()
-    always = True
-
-    def state(self) -> tuple[int, int]:
-        return self.thing.seed, self.thing.counter
-
-    def changed(self) -> bool:
-        return bool(self.thing.seed != self.saved[0])
-
-    def put_back(self) -> None:
-        self.thing.seed, self.thing.counter = self.saved
-
-
-class RandomNote(Note):
-    """The state of a `random.Random`."""
-
-    __slots__ = ()
-
-    def state(self) -> Any:
-        return random.Random.getstate(self.thing)
-
-    def changed(self) -> bool:
-        return self.saved != self.state()  # type: ignore[no-any-return]
-
-    def names(self) -> list[str]:
-        return [_generator("random", "Python's random generator", self)]
-
-    def put_back(self) -> None:
-        random.Random.setstate(self.thing, self.saved)
-
-
-class NumpyRandomNote(Note):
-    """The state of a `numpy.random.RandomState` or of a bit generator, as NumPy wants it back."""
-
-    __slots__ = ()
-
-    def state(self) -> Any:
-        thing = self.thing
-        return thing.get_state(legacy=False) if isinstance(thing, np.random.RandomState) else thing.state
-
-    def changed(self) -> bool:
-        return _comparable(self.saved) != _comparable(self.state())  # type: ignore[no-any-return]
-
-    def names(self) -> list[str]:
-        return [_generator("numpy.random", "NumPy's random generator", self)]
-
-    def put_back(self) -> None:
-        if isinstance(self.thing, np.random.RandomState):
-            self.thing.set_state(self.saved)
-        else:
-            self.thing.state = self.saved
-
-
-class IteratorNote(Note):
-    """How far an iterator of Python's has come. Most cannot be put back."""
-
-    __slots__ = ()
-
-    def state(self) -> list[Any]:
-        thing, kind = self.thing, type(self.thing)
-        if kind is itertools.count:
-            return [repr(thing)]
-        if kind in _REWINDABLE:
-            return [*thing.__reduce__()[2:]]
-        if kind is enumerate:
-            return [*thing.__reduce__()[1]]
-        if (left := length_hint(thing, -1)) >= 0:
-            return [left]
-        if kind is GeneratorType:
-            # A generator stands at the same place each time round a loop, but its variables move on.
-            frame = thing.gi_frame
-            return [None] if frame is None else [frame.f_lasti, *gc.get_referents(thing)]
-        return gc.get_referents(thing)
-
-    def changed(self) -> bool:
-        return type(self.thing) in _UNSEEN or super().changed()
-
-    def put_back(self) -> None:
-        if type(self.thing) in _REWINDABLE and self.saved:
-            self.thing.__setstate__(*self.saved)
-
-
-_BY_INDEX: Any = type("", (), {"__getitem__": None})  # iterators over such a sequence are of types of their own
-_REWINDABLE: Any = {*map(type, (iter([]), iter(()), iter(_BY_INDEX()), reversed([]))), reversed}
-# These have a state that they do not tell, so they are taken to move on at every call.
-_TEE: Any = type(itertools.tee(())[0])
-_UNSEEN = {itertools.cycle, itertools.islice, itertools.takewhile, itertools.dropwhile, _TEE}
-
-
 def _in_words(phrase: str, keys: Iterable[str], note: Note) -> list[str]:
     trios = zip(keys, note.saved, note.state(), strict=True)
     return [phrase.format(key, note.where[2]) for key, old, new in trios if not _alike(old, new)]
@@ -461,12 +360,6 @@ def _in_words(phrase: str, keys: Iterable[str], note: Note) -> list[str]:
 def _differing(old: dict[Any, Any], new: dict[Any, Any]) -> list[Any]:
     keys = [*old, *(key for key in new if key not in old)]
     return [key for key in keys if not _alike(old.get(key, MISSING), new.get(key, MISSING))]
-
-
-def _generator(module: str, phrase: str, note: Note) -> str:
-    if note.thing is PYTHON_RANDOM or note.thing is numpy_random():
-        return f"the state of {module} (the module)"
-    return f"{phrase} {note.where[1]!r}" if note.where[1] else phrase
 
 
 def _attributes(thing: Any) -> dict[str, Any]:
@@ -495,10 +388,3 @@ def _sample(array: Any) -> bytes:
 def _write(array: Any, contents: bytes) -> None:
     if array.flags.writeable and _bytes(array) != contents:
         np.ndarray.__setitem__(array, ..., np.frombuffer(contents, array.dtype).reshape(array.shape))
-
-
-def _comparable(state: Any) -> Any:
-    """A state of NumPy's, which holds arrays, as something that ``==`` can be asked of."""
-    if isinstance(state, dict):
-        return {key: _comparable(value) for key, value in state.items()}
-    return state.tobytes() if isinstance(state, np.ndarray) else state

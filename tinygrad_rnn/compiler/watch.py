@@ -42,7 +42,7 @@ from weakref import ref
 
 import numpy as np
 
-from tinygrad_rnn.compiler import notes
+from tinygrad_rnn.compiler import movers, notes
 from tinygrad_rnn.compiler.notes import ATTRIBUTE, CLOSURE, GLOBAL, MISSING, PLAIN, Note, Where
 from tinygrad_rnn.random import Generator, default_generator
 from tinygrad_rnn.tensor import Tensor
@@ -98,7 +98,7 @@ class Watch:
             If something cannot be put back, as an iterator that has moved on; it names that. All else is put back.
         """
         # Iterators last: how far one has come may depend on the length of what it goes through.
-        for note in sorted(self._notes, key=lambda note: isinstance(note, notes.IteratorNote)):
+        for note in sorted(self._notes, key=lambda note: isinstance(note, movers.IteratorNote)):
             if note.always or note.changed():
                 note.put_back()
         if lost := self.changes():
@@ -146,10 +146,10 @@ class Watch:
         return len(self._pending) > before
 
     def _global_python(self) -> None:
-        self._items((notes.PYTHON_RANDOM,), (GLOBAL, "random", ""))
+        self._items((movers.PYTHON_RANDOM,), (GLOBAL, "random", ""))
 
     def _global_numpy(self) -> None:
-        self._items((notes.numpy_random(),), (GLOBAL, "random", ""))
+        self._items((movers.numpy_random(),), (GLOBAL, "random", ""))
 
     # How things of each kind are visited. All take the same four arguments.
 
@@ -269,7 +269,7 @@ class Watch:
         self._noted(notes.SetNote(thing, where))
 
     def _iterator(self, thing: Any, where: Where, kind: _Kind) -> None:
-        self._notes.append(notes.IteratorNote(thing, where))
+        self._notes.append(movers.IteratorNote(thing, where))
         self._items(gc.get_referents(thing), where)
 
     def _noted(self, note: Note) -> None:
@@ -298,16 +298,16 @@ class Watch:
             self._notes.append(notes.TensorNote(thing, where, owner, not learned and self._fits(thing.size)))
 
     def _draws(self, thing: Any, where: Where, kind: _Kind) -> None:
-        self._notes.append(notes.DrawsNote(thing, where))
+        self._notes.append(movers.DrawsNote(thing, where))
 
     def _random(self, thing: Any, where: Where, kind: _Kind) -> None:
-        self._notes.append(notes.RandomNote(thing, where))
+        self._notes.append(movers.RandomNote(thing, where))
 
     def _numpy_random(self, thing: Any, where: Where, kind: _Kind) -> None:
         if issubclass(type(thing), np.random.Generator):
             self._items((thing.bit_generator,), where)  # which several may share
         else:
-            self._notes.append(notes.NumpyRandomNote(thing, where))
+            self._notes.append(movers.NumpyRandomNote(thing, where))
 
     def _fits(self, size: int) -> bool:
         fits = size <= self._room
