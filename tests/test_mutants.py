@@ -22,6 +22,7 @@ from tinygrad_rnn.checks import GradientError, gradcheck, gradgradcheck
 from tinygrad_rnn.ops import altered, declare
 from tinygrad_rnn.ops.declare import REGISTRY
 from tinygrad_rnn.ops.rule import Plan, Rule
+from tinygrad_rnn.outer_sum import multiplied
 
 VIRTUAL = {declare.CAST: declare.CAST_PLAN, declare.BROADCAST: declare.BROADCAST_PLAN}
 VIRTUAL[declare.TRANSPOSED] = declare.TRANSPOSED_PLAN
@@ -52,27 +53,30 @@ def mutants(vjp: Callable[..., Any]) -> Iterator[tuple[str, Callable[..., Any]]]
     names = vjp.__code__.co_varnames[: vjp.__code__.co_argcount]
     arguments = ", ".join(names)
 
+    def pulled(F: Any, g: Any, *reads: Any) -> Any:
+        return multiplied(vjp(F, g, *reads))
+
     def version(run: Callable[..., Any]) -> Callable[..., Any]:
         wrong: Callable[..., Any] = eval(f"lambda {arguments}: run({arguments})", {"run": run})
         return wrong
 
     for label, change in CHANGES.items():
-        yield label, version(lambda F, g, *reads, change=change: change(vjp(F, g, *reads)))
+        yield label, version(lambda F, g, *reads, change=change: change(pulled(F, g, *reads)))
 
     def first_slice(F: Any, g: Any, *reads: Any) -> Any:
-        return vjp(_Thin(F), g, *reads)
+        return pulled(_Thin(F), g, *reads)
 
     yield "one slice for the sum", version(first_slice)
     yield (
         "squared cotangent",
-        version(lambda F, g, *reads: vjp(F, [_square(p) for p in g] if isinstance(g, list) else g * g, *reads)),
+        version(lambda F, g, *reads: pulled(F, [_square(p) for p in g] if isinstance(g, list) else g * g, *reads)),
     )
     for i, name in enumerate(names[2:]):
-        yield f"{name} replaced", version(lambda F, g, *r, i=i: vjp(F, g, *r[:i], _other(r[i]), *r[i + 1 :]))
+        yield f"{name} replaced", version(lambda F, g, *r, i=i: pulled(F, g, *r[:i], _other(r[i]), *r[i + 1 :]))
         for j in range(i):
             yield (
                 f"{names[2 + j]} and {name} exchanged",
-                version(lambda F, g, *r, i=i, j=j: vjp(F, g, *[r[{i: j, j: i}.get(k, k)] for k in range(len(r))])),
+                version(lambda F, g, *r, i=i, j=j: pulled(F, g, *[r[{i: j, j: i}.get(k, k)] for k in range(len(r))])),
             )
 
 

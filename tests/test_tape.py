@@ -122,6 +122,45 @@ def test_any_graph_of_linear_operations_has_the_right_gradient_in_memory_of_its_
         assert not shares(a.grad, b.grad)
 
 
+USES: dict[str, Callable[[tg.Tensor, tg.Tensor], tg.Tensor]] = {
+    "rows": lambda x, w: x @ w,
+    "transposed": lambda x, w: (x @ w) @ w.T,
+    "inside": lambda x, w: tg.tanh(x @ (w * 2)),
+    "batched": lambda x, w: tg.stack([x, x]) @ w,
+    "row": lambda x, w: w[1] * x.sum(),
+    "square": lambda x, w: w * w,
+}
+
+
+@given(
+    uses=st.lists(
+        st.tuples(st.sampled_from(sorted(USES)), st.sampled_from([0, 1, 3, 700, 1100])), min_size=1, max_size=6
+    )
+)
+def test_a_weight_gets_the_sum_of_what_its_uses_give(backend: str, uses: list[tuple[str, int]]) -> None:
+    w = leaf([[0.5, -0.25, 1.0], [0.125, 2.0, -1.0]])
+    xs = [on_backend(np.cos(np.arange(rows * 2.0) + i).reshape(rows, 2)) for i, (_, rows) in enumerate(uses)]
+    losses = [USES[use](x, w).sum() for (use, _), x in zip(uses, xs, strict=True)]
+    expected = sum(tg.grad(loss, w, retain_graph=True).numpy() for loss in losses)
+    tg.stack(losses).sum().backward()
+    np.testing.assert_allclose(gradient(w), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_weight_used_at_every_step_has_one_product_for_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiplied: list[int] = []
+
+    def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        multiplied.append(len(b))
+        return np.asarray(a @ b)
+
+    w = leaf(np.ones((2, 3)))
+    loss = tg.stack([on_backend(np.ones((30, 2))) @ w for _ in range(100)]).sum()
+    monkeypatch.setattr(tg.backend.NUMPY, "matmul", matmul)
+    loss.backward()
+    assert multiplied == [1020, 1020, 960]
+    assert gradient(w) == [[3000.0] * 3] * 2
+
+
 def test_gradients_of_different_leaves_share_no_memory(backend: str) -> None:
     a, b, c = leaf([[1.0, 2.0]]), leaf([[3.0, 4.0]]), leaf([[5.0], [6.0]])
     (a + b + c.T).sum().backward()

@@ -24,6 +24,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from tinygrad_rnn.outer_sum import OuterSum
+
 Array: TypeAlias = Any  # an array of whichever library is in use
 Key: TypeAlias = tuple[int, int] | list[tuple[int, int]]  # of a stream of random numbers, or of several
 
@@ -133,6 +135,9 @@ class Backend:
 
     def erf(self, x: Array) -> Array:
         return _erf(self, x)
+
+    def outer_sum(self, a: Array, b: Array) -> OuterSum:
+        return OuterSum(self, a, b)
 
     def place(self, values: Array, *arrays: Array, shape: tuple[int, ...], index: Any) -> Array:
         """Zeros of ``shape`` with ``values`` added at an index; see `tinygrad_rnn.ops.indexing`."""

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tinygrad_rnn.backend import BY_TYPE
+from tinygrad_rnn.outer_sum import OuterSum, multiplied
 
 tick: Callable[[], int] = itertools.count(1).__next__  # one clock for nodes made and tensors written
 
@@ -147,6 +148,8 @@ def walk(
         cotangent = pop(node, None)
         if cotangent is None:
             continue
+        if type(cotangent) is OuterSum:
+            cotangent = cotangent.value()
         if wanted is not None:
             if node in wanted:
                 found[node] = cotangent
@@ -169,18 +172,20 @@ def walk(
                 before = get(parent)
                 if before is None:
                     cotangents[parent] = pulled
+                elif type(pulled) is OuterSum:
+                    cotangents[parent] = pulled + before
                 elif parent in ours:
                     before += pulled
                 else:
                     cotangents[parent] = before + pulled
-                    if not as_tensors and before.ndim:
+                    if not as_tensors and pulled.ndim:
                         ours.add(parent)
         if not (retain or (plan is not SELECT and plan.lasting)):
             node.plan = None
             node.kept = node.parents = ()
     for leaf, cotangent in cotangents.items():
         if wanted is None or leaf in wanted:
-            found[leaf] = cotangent
+            found[leaf] = multiplied(cotangent)
     return found
 
 

@@ -11,6 +11,7 @@ from tinygrad_rnn.ops.creation import *
 from tinygrad_rnn.ops.elementwise import *
 from tinygrad_rnn.ops.indexing import *
 from tinygrad_rnn.ops.linalg import *
+from tinygrad_rnn.ops.linalg import outer_sum  # noqa: F401 - for gradients alone
 from tinygrad_rnn.ops.reduction import *
 from tinygrad_rnn.ops.shape import *
 

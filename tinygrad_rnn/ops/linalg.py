@@ -36,9 +36,13 @@ def _matmul_a(F: Any, g: Any, a_shape: tuple[int, ...], b: Any) -> Any:
 
 def _matmul_b(F: Any, g: Any, a: Any, b_shape: tuple[int, ...]) -> Any:
     if len(b_shape) == 2:  # one product over all rows, however many axes they fill
-        # As its own transpose: a weight is mostly used as w.T, whose gradient then lies in memory as w does.
-        return F.matmul(_rows(F, g).T, _rows(F, a)).T
+        return F.outer_sum(_rows(F, a), _rows(F, g))
     return sum_to(F, F.matmul(F.swapaxes(a, -1, -2), g), b_shape)
+
+
+def outer_sum(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of the outer products of rows of ``a`` and rows of ``b``."""
+    return matmul(b.T, a).T
 
 
 def _summed_products(rule: Any, params: Any, operands: Sequence[Any], timed: Sequence[bool]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from tinygrad_rnn import tape
 from tinygrad_rnn.backend import BY_TYPE, NUMPY
+from tinygrad_rnn.outer_sum import multiplied
 from tinygrad_rnn.tape import Node
 from tinygrad_rnn.tensor import Tensor, _name, _wrap
 
@@ -123,7 +124,7 @@ class Rule:
             if plan.tensors:
                 values = _arrays(values, plan.tensors, node)
         pulled = [
-            vjp(F, cotangent, *reads(values)) if asked is None or parent in asked else None
+            multiplied(vjp(F, cotangent, *reads(values))) if asked is None or parent in asked else None
             for parent, (vjp, reads) in zip(node.parents, plan.calls, strict=False)
         ]
         if plan.joint is not None:
@@ -150,7 +151,7 @@ class Plan:
         Whether nodes survive a backward pass: they keep no values, and graphs share them.
     quick
         ``quick(F, cotangent, node)`` does what `Rule.pull` does for raw arrays when every parent asks, if nothing is
-        joint; else None.
+        joint; else None. A gradient of a weight may be an `OuterSum`, for the walk to put others into.
     keeps
         Which of the rule's ``readable`` values are kept, and ``pick``, which picks them.
     tensors
