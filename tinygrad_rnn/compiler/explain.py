@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
+from os.path import basename
 from typing import Any
 
 from tinygrad_rnn.compiler.program import Program
@@ -148,4 +148,4 @@ def where(op: Op) -> str:
     if op.place is None:
         return ""
     file, line = op.place
-    return f"{Path(file).name}:{line}: {linecache.getline(file, line).strip()}"
+    return f"{basename(file)}:{line}: {linecache.getline(file, line).strip()}"

@@ -23,11 +23,9 @@ import os
 import random
 import re
 import sys
-import sysconfig
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache, partial
-from pathlib import Path
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -359,8 +357,7 @@ class _Kind(NamedTuple):
     attributes: bool = False  # whether they have a ``__dict__``
 
 
-_OURS = f"{Path(__file__).parents[1]}{os.sep}"
-_PYTHON = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib"))
+_OURS, _PYTHON = (f"{os.path.dirname(file)}{os.sep}" for file in (os.path.dirname(__file__), os.__file__))
 _INSTALLED = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\.]+)")
 
 
@@ -373,7 +370,7 @@ def _package(module: str, file: str | None) -> str | None:
         return ""
     if found := _INSTALLED.search(file):
         return "" if found[1] == "numpy" else found[1]
-    return "" if file.startswith((*_PYTHON, "<frozen ")) else None
+    return "" if file.startswith((_PYTHON, "<frozen ")) else None
 
 
 def _find_package_of_class(kind: type) -> str | None:
