@@ -237,6 +237,25 @@ def test_rows_are_last_where_features_are_few(hidden, batch, last):
     assert {plan.forward.loop.code.rows_last for plan in run._known.values()} == {last}
 
 
+@pytest.mark.parametrize("name", ["sum", "mean", "max", "min"])
+@pytest.mark.parametrize("keepdims", [True, False])
+@pytest.mark.parametrize(("hidden", "batch", "loops"), [(20, 3, 1 + 2 + 2), (5, 32, 1 + 1 + 2 + 2)])
+def test_a_sum_goes_along_with_the_loop_that_makes_what_is_summed(name, keepdims, hidden, batch, loops):
+    def cell(x, s):
+        made = tg.tanh(x + s)
+        reduced = getattr(tg, name)(made, axis=-1, keepdims=keepdims)
+        return x, made - (reduced if keepdims else tg.expand_dims(reduced, 1))
+
+    xs, start = leaf(T, batch, hidden), leaf(batch, hidden, seed=1)
+    same(
+        derivatives(lambda: (tg.scan(cell, xs, start), [xs, start]), "numba", 1),
+        derivatives(lambda: (tg.scan(cell, xs, start), [xs, start]), "unrolled", 1),
+    )
+    source = tg.plan(cell, xs.detach(), start.detach(), engine="numba").forward.source
+    ends = name == "mean" and hidden < batch  # rows that are side by side are divided in a loop of their own
+    assert source.count("for ") == loops + ends, source
+
+
 # Taking operations apart
 
 

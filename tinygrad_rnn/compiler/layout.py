@@ -78,6 +78,8 @@ class Layout:
         Where values are, and what memory there is.
     inlined
         What is computed where it is read, by the memory that it would have.
+    along
+        Reductions that are done along with the loop over the elements that they reduce, and whose loop that is.
     read
         Items whose result is read from memory.
     by_rows
@@ -100,6 +102,7 @@ class Layout:
         self.stores: dict[Value, Store] = {}
         self.items: list[Item] = []
         self.inlined: dict[Value, Item] = {}
+        self.along: dict[Item, Item] = {}
         self.sums: dict[Op, tuple[list[str], str]] = {}  # products by loops: letters of the operands and the result
         self._lay_out()
         self._preload()
@@ -411,13 +414,30 @@ class Layout:
             ]
             if item.space is not None and later:
                 item.level = max(item.level, min(later))
+        self.along = {}
+        for item in self.items:
+            maker = makers.get(item.operands[0]) if _reduces_last_axis(item) else None
+            if maker is not None and maker.space is not None:
+                self.along[item] = maker
         self.read = {
-            item for item in self.items if any(not direct or item.level != r.level for r, direct in readers[item])
+            item
+            for item in self.items
+            if any(
+                self.along.get(reader) is not item and (not direct or item.level != reader.level)
+                for reader, direct in readers[item]
+            )
         }
 
 
 def reduced_axes(op: Op) -> tuple[int, ...]:
     return axes_of(op.named["axis"], op.operands[0].ndim)
+
+
+def _reduces_last_axis(item: Item) -> bool:
+    if item.op is None or item.op.rule.name not in REDUCTIONS:
+        return False
+    (x,) = item.op.inputs
+    return x.dtype.kind == "f" and x.shape[-1] != 1 and reduced_axes(item.op) == (x.ndim - 1,)
 
 
 def packs(op: Op | None) -> bool:

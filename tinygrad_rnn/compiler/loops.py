@@ -18,7 +18,7 @@ from tinygrad_rnn.compiler.places import Place
 from tinygrad_rnn.compiler.split import Split
 from tinygrad_rnn.compiler.step import Value
 
-TAKEN = ("b", "i", "k", "n", "r")  # with a number: rows, indices, constants, sizes
+TAKEN = ("b", "i", "k", "n", "r", "total")  # with a number: rows, indices, constants, sizes, sums
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Generator(Layout):
         done: set[Item] = set()
         order = sorted(self.items, key=lambda item: (item.level, item.space is not None))
         for item in order:
-            if item in done:
+            if item in done or item in self.along:
                 continue
             if item.space is None:
                 summed = item.op in self.sums
@@ -179,8 +179,9 @@ class Generator(Layout):
         return lines, [f"i{axis}" if n != 1 else "zero_step" for axis, n in enumerate(space)]
 
     def _fused(self, group: list[Item], space: tuple[int, ...]) -> list[str]:
-        lines, indices = self._headers(space)
-        pad = "    " * len(lines)
+        headers, indices = self._headers(space)
+        pad = "    " * len(headers)
+        lines: list[str] = []
         known: dict[Value, str] = {}
         for item in group:
             if item.op is None:
@@ -194,7 +195,35 @@ class Generator(Layout):
             lines.append(f"{pad}{known[item.result]} = {self._expression(item, known, indices)}")
             if item in self.read or self.stores[item.target.base].kind != SCRATCH:
                 lines.append(f"{pad}{self._element(item.target, item.result.shape, indices)} = {known[item.result]}")
-        return lines
+        before: list[str] = []
+        after: list[str] = []
+        for item in [item for item, maker in self.along.items() if maker in group]:
+            kept = [*indices[:-1], *["zero_step"] * (item.result.ndim == len(space))]
+            target = self._element(item.target, item.result.shape, kept)
+            # Rows that are last are added up side by side; else the elements of a row are, in any order.
+            total = target if self.rows_last else f"total{len(before)}"
+            start, adding, result = self._reducing(item, total, known[item.operands[0]])
+            before.append(f"{total} = {start}")
+            lines.append(f"{pad}{total} = {adding}")
+            if result != target:
+                after.append(f"{target} = {result}")
+        if self.rows_last:
+            outer, _ = self._headers((*space[:-1], 1))
+            return [*_loop(outer, before), *headers, *lines, *_loop(outer, after)]
+        outer = headers[:-1]
+        return [*outer, *_inside(outer, before), *headers[-1:], *lines, *_inside(outer, after)]
+
+    def _reducing(self, item: Item, total: str, element: str) -> tuple[str, str, str]:
+        """What a reduction begins with, how an element is added to it, and what it is in the end."""
+        op = item.op
+        assert op is not None
+        (x,) = op.inputs
+        name, dtype = op.rule.name, item.result.dtype.name
+        start = self._number({"sum": 0.0, "mean": 0.0, "max": float("-inf"), "min": float("inf")}[name], dtype)
+        adding = f"{name}imum({total}, {element})" if name in ("max", "min") else f"plus({total}, {element})"
+        if name != "mean":
+            return start, adding, total
+        return start, adding, f"{total} / {self._number(float(prod([x.shape[a] for a in reduced_axes(op)])), dtype)}"
 
     def _expression(self, item: Item, known: dict[Value, str], indices: list[str]) -> str:
         op = item.op
@@ -302,7 +331,6 @@ class Generator(Layout):
         op = item.op
         assert op is not None
         (x,) = op.inputs
-        name, dtype = op.rule.name, item.result.dtype.name
         reduced = reduced_axes(op)
         shape = tuple([1 if axis in reduced else n for axis, n in enumerate(x.shape)])
         lines, indices = self._headers(shape)
@@ -311,18 +339,25 @@ class Generator(Layout):
         over = [f"for r{axis} in range({self._size(x.shape[axis])}):" for axis in reduced if x.shape[axis] != 1]
         element = self._element(self._place(x), x.shape, inside)
         target = self._element(item.target, item.result.shape, kept)
-        start = self._number({"sum": 0.0, "mean": 0.0, "max": float("-inf"), "min": float("inf")}[name], dtype)
-        count = self._number(float(prod([x.shape[axis] for axis in reduced])), dtype) if name == "mean" else ""
         # Rows that are last are added up side by side; else the elements of a row are, in any order.
         rows = [lines.pop().strip()] if self.rows_last else []
         total = target if rows else "total"
-        adding = f"{name}imum({total}, {element})" if name in ("max", "min") else f"plus({total}, {element})"
-        result = f"{total} / {count}" if count else total
+        start, adding, result = self._reducing(item, total, element)
         body = [*_nested(*rows, f"{total} = {start}"), *_nested(*over, *rows, f"{total} = {adding}")]
         if result != target:
             body += _nested(*rows, f"{target} = {result}")
         pad = "    " * len(lines)
         return [*lines, *[pad + line for line in body]]
+
+
+def _loop(headers: list[str], body: list[str]) -> list[str]:
+    """A loop, unless there is nothing to do in it."""
+    return [*headers, *_inside(headers, body)] if body else []
+
+
+def _inside(headers: list[str], lines: list[str]) -> list[str]:
+    """``lines`` as they stand within these headers."""
+    return ["    " * len(headers) + line for line in lines]
 
 
 def _nested(*lines: str) -> list[str]:
