@@ -110,6 +110,7 @@ for _c, _x, _y in (
 ):
     case("where", [flags(*_c), real(*_x), real(*_y)], named("where"), named("where"))
 case("where", [flags(2, 3), real(2, 3)], *[lambda F, c, x: F.where(c, x, 0)] * 2, note="number right")
+case("where", [flags(2, 3, 1), real(2, 3, 4)], *[lambda F, c, x: F.where(c, x, -1.5)] * 2, note="rows, number right")
 case("where", [flags(2, 3), real(3)], *[lambda F, c, x: F.where(c, 1.5, x)] * 2, note="number left")
 
 

@@ -417,3 +417,23 @@ def test_a_training_step_of_a_layer_never_waits_for_the_device(cell: str) -> Non
 
         step()
         assert synchronizations(step) == 0
+
+
+@given(
+    shape=st.lists(st.integers(0, 4), min_size=1, max_size=4).map(tuple),
+    y=st.sampled_from([0, 0.0, -0.0, 1.5, float("nan"), float("-inf")]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    turned=st.booleans(),
+    bare=st.booleans(),
+)
+def test_rows_are_chosen_to_the_bits_of_numpy(
+    shape: tuple[int, ...], y: float, dtype: Any, turned: bool, bare: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    x = np.asarray(rng.choice([-0.0, 1.0, np.nan, np.inf], shape), dtype)
+    x = np.asfortranarray(x) if turned else x
+    condition = rng.random(shape if bare else (*shape[:-1], 1)) > 0.5
+    before = x.tobytes()
+    found, expected = backends.NUMPY.where(condition, x, y), np.where(condition, x, y)
+    assert (found.shape, found.dtype, found.tobytes()) == (expected.shape, expected.dtype, expected.tobytes())
+    assert x.tobytes() == before

@@ -256,6 +256,22 @@ def test_a_sum_goes_along_with_the_loop_that_makes_what_is_summed(name, keepdims
     assert source.count("for ") == loops + ends, source
 
 
+@pytest.mark.parametrize(("hidden", "batch"), [(20, 3), (5, 32)])
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_sum_over_time_is_made_in_the_loop(hidden, batch, shards):
+    xs, start, w = leaf(T, batch, hidden), leaf(batch, hidden, seed=1), leaf(hidden, seed=2)
+
+    def way():
+        return tg.scan(lambda x, s: (s, tg.tanh(x + w * s)), xs, start), [xs, start, w]
+
+    run._known.clear()
+    with in_shards() if shards else nullcontext():
+        same(derivatives(way, "numba", 2), derivatives(way, "unrolled", 2))
+    back = next(iter(run._known.values())).programs[-1]
+    assert len(back.split.summed) == 1
+    assert not {*back.split.summed} & {*back.split.stacked}
+
+
 # Taking operations apart
 
 

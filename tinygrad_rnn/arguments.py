@@ -40,8 +40,8 @@ def rows_alive(lengths: Any, steps: int, batch: int) -> Array:
         raise ValueError(f"lengths must have shape ({batch},), one for each row of xs, got {lengths.shape}")
     if lengths.dtype.kind not in "iu" and lengths.size:
         raise TypeError(f"lengths must be ints, got dtype {lengths.dtype}")
-    wrong = [f"{n} in row {row}" for row, n in enumerate(lengths.tolist()) if not 0 <= n <= steps]
-    if wrong:
+    if lengths.size and not 0 <= lengths.min() <= lengths.max() <= steps:
+        wrong = [f"{n} in row {row}" for row, n in enumerate(lengths.tolist()) if not 0 <= n <= steps]
         raise ValueError(f"lengths must be from 0 to the {steps} steps of xs, got {', '.join(wrong)}")
     return np.arange(steps)[:, None] < lengths
 

@@ -190,6 +190,7 @@ class _NumPy(Backend):
 
     def __init__(self) -> None:
         super().__init__("numpy", np, np.ndarray)
+        self.where = self._where
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         return np.asarray(array)
@@ -203,6 +204,15 @@ class _NumPy(Backend):
             np.exp(out, out)
         np.add(out, _ONE.get(out.dtype, 1), out)
         return np.reciprocal(out, out)
+
+    def _where(self, condition: Any, x: Any, y: Any) -> Array:
+        if type(y) in (int, float) and _chooses_rows(condition, x):
+            # Whole rows of x or of a number, as past the end of sequences, which NumPy chooses element by element.
+            result = np.array(x, order="C")
+            row = np.dtype((np.void, x.shape[-1] * x.itemsize))
+            result.view(row)[..., 0][~condition[..., 0]] = np.full(x.shape[-1], y, x.dtype).view(row)
+            return result
+        return np.where(condition, x, y)
 
     def check_range(self, indices: Array, limit: int, what: str) -> None:
         if indices.size and (indices.min() < 0 or indices.max() >= limit):
@@ -243,6 +253,16 @@ class _NumPy(Backend):
         _streams.bits.state = _streams.start
         generator: np.random.Generator = _streams.generator
         return generator
+
+
+def _chooses_rows(condition: Any, x: Any) -> bool:
+    return (
+        type(condition) is type(x) is np.ndarray
+        and condition.dtype.kind == "b"
+        and x.dtype.kind == "f"
+        and x.size > 0
+        and condition.shape == (*x.shape[:-1], 1) != x.shape
+    )
 
 
 class _CuPy(Backend):

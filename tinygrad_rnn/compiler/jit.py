@@ -20,7 +20,7 @@ from numba.core.compiler import Compiler
 from tinygrad_rnn.backend import NUMPY
 from tinygrad_rnn.compiler import philox
 from tinygrad_rnn.compiler.cache import module_of
-from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, Store
+from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, SUM, Store
 from tinygrad_rnn.compiler.loops import Generator
 from tinygrad_rnn.compiler.memory import Memory, empty
 from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product
@@ -184,8 +184,8 @@ class _Slot:
     first, last
         Its axes there before and after that of time.
     there, back
-        The order of the axes of an array (T, B, ...), or of a constant (B, ...), there, and the way back; empty if it
-        is the same.
+        The order of the axes of an array (T, B, ...), or of a constant or a sum (B, ...), there, and the way back;
+        empty if it is the same.
     """
 
     def __init__(self, value: Value, store: Store, rows_last: bool) -> None:
@@ -197,7 +197,7 @@ class _Slot:
             self.there = (*range(1, value.ndim), 0)
         elif rows_last and store.kind != CONSTANT:
             self.first, self.last = value.shape[1:], value.shape[:1]
-            axes, at = range(value.ndim + 1), value.ndim - 1
+            axes, at = range(value.ndim + (store.kind != SUM)), value.ndim - 1
             self.there, self.back = (*axes[2:], 0, 1), (*axes[at:], *axes[:at])
 
 
@@ -254,8 +254,11 @@ class Loop:
             elif kind in (STREAM, BY_ROW):
                 array = values[value]
                 array = np.asarray(array.transpose(slot.there) if slot.there else array, order="C")
-            elif kind == SCRATCH:
+            elif kind in (SCRATCH, SUM):
                 array = memory.array((*slot.first, *slot.last), value.dtype)
+                if kind == SUM:
+                    array[...] = 0
+                    run.sums[self.code.sums[value]] = array.transpose(slot.back) if slot.back else array
             else:
                 kept = steps if kind == STACK else steps + 1 if store.kept else 2
                 array = memory.array((*slot.first, kept, *slot.last), value.dtype)

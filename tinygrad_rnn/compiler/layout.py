@@ -22,6 +22,7 @@ from tinygrad_rnn.compiler.step import PRODUCTS, REDUCTIONS, Op, Value
 from tinygrad_rnn.ops.reduction import axes_of
 
 STREAM, STACK, BEFORE, AFTER, SCRATCH, CONSTANT = "stream", "stack", "before", "after", "scratch", "constant"
+SUM = "sum_over_time"
 BY_ROW = "constant_by_row"  # a constant of which the loop reads a row's own part
 OTHERS = (*PRODUCTS, "gather", "place")
 DTYPES = ("float32", "float64", "bool", "int32", "int64")
@@ -100,6 +101,7 @@ class Layout:
         self.rows = next((value.shape[0] for value in self.step.carry if value.ndim), 1)
         self.places: dict[Value, Place] = {}
         self.stores: dict[Value, Store] = {}
+        self.sums_over_time: dict[Value, Value] = {}  # of what, by their memory
         self.items: list[Item] = []
         self.inlined: dict[Value, Item] = {}
         self.along: dict[Item, Item] = {}
@@ -156,6 +158,10 @@ class Layout:
         for k, value in enumerate(step.following):
             if heirs.get(value) != k:
                 self._copy(value, self._fresh(value, Store(AFTER, k, kept[k])))
+        for value in split.summed:
+            place = self._fresh(value, Store(SUM))
+            self.sums_over_time[place.base] = value
+            self.items.append(Item(None, (value,), value, place, value.shape, adds=True))
 
     def _store(self, value: Value) -> Store:
         """Memory for what the loop makes."""

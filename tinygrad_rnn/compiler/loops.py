@@ -31,6 +31,8 @@ class Source:
         The source.
     memory
         Its first arguments: values, and where their memory comes from.
+    sums
+        Of what value those are the sums over time whose memory this is.
     packed, numbers, sizes
         The others: weights to be packed, constants with their dtypes, and sizes.
     kept
@@ -45,6 +47,7 @@ class Source:
 
     text: str
     memory: dict[Value, Store]
+    sums: dict[Value, Value]
     packed: list[Value]
     numbers: list[tuple[float, str]]
     sizes: list[int]
@@ -96,6 +99,7 @@ class Generator(Layout):
         return Source(
             text,
             self.memory,
+            self.sums_over_time,
             list(self.packed),
             [(number, dtype) for (_, dtype), (_, number) in self.numbers.items()],
             list(self.sizes),
@@ -188,7 +192,8 @@ class Generator(Layout):
                 operand = item.operands[0]
                 number = type(operand) is not Value
                 text = self._number(operand, item.result.dtype.name) if number else self._read(operand, known, indices)
-                lines.append(f"{pad}{self._element(item.target, item.result.shape, indices)} = {text}")
+                target = self._element(item.target, item.result.shape, indices)
+                lines.append(f"{pad}{target} {'+=' if item.adds else '='} {text}")
                 continue
             name = item.result.name or item.op.rule.name
             known[item.result] = f"{name}{'_at' if name in TAKEN else ''}{len(known)}"

@@ -81,7 +81,12 @@ class Program:
         """What nothing reads any more after each operation outside of the loop, and (None) after the loop."""
         split, step = self.split, self.step
         sources = [value.op.operands[0] for value in step.ys if value.op is not None]  # `_output` looks at them
-        read = {*step.ys, *split._leaves, *[source for source in sources if type(source) is Value]}
+        read = {
+            *step.ys,
+            *split._leaves,
+            *split._addends,
+            *[source for source in sources if type(source) is Value],
+        }
         inside = [*step.following, *[value for op in split.loop for value in op.inputs]]
         after, before = [[(op, op.inputs) for op, _ in work] for work in (split.after, split.before)]
         done: dict[Op | None, list[Value]] = {}

@@ -21,11 +21,13 @@ SAME, BEFORE, CARRIED = range(3)  # what a value depends on: constants alone, in
 
 @dataclass
 class Run:
-    """The values of a run over a sequence, time as their first axis where they change with it."""
+    """The values of a run over a sequence, time as their first axis where they change with it, and their sums over it
+    as far as the loop makes them."""
 
     F: Any
     steps: int
     values: dict[Value, Any] = field(default_factory=dict)
+    sums: dict[Value, Any] = field(default_factory=dict)
 
     def __getitem__(self, operand: Any) -> Any:
         return self.values[operand] if type(operand) is Value else operand
@@ -50,6 +52,8 @@ class Split:
         What the loop reads that is another at each step.
     stacked
         What is made in the loop, or carried by it, and wanted of all steps afterwards.
+    summed
+        What is made in the loop and of which only the sum over time is wanted, if the engine fuses operations.
     apart
         Whether there are other parts than the loop at all.
     totals
@@ -88,9 +92,10 @@ class Split:
             self.level.update(dict.fromkeys(op.results, level))
         self._looped = self._needed_in_loop(carried)
         self._leaves: set[Value] = set()
+        self._addends: set[Value] = set()
         self._known_totals: dict[Value, Total] = {}
         self.totals = {value: self._total(value) for value in step.totals}
-        wanted = {*step.ys, *self._leaves}
+        wanted = {*step.ys, *self._leaves, *self._addends}
         after = needed_for(wanted, [op for op in carried if op not in self._looped])
         if fuses:  # what is only put side by side is written so by the loop
             made = {value for op in self._looped for value in op.results}
@@ -113,6 +118,10 @@ class Split:
         self.after = [(op, self._batched[op]) for op in after]
         made = {value for op in self.loop for value in op.results if op not in views}
         made.update(step.carry)
+        whole = {*step.ys, *self._leaves}.union(*[op.inputs for op in after])
+        adding = [op for op in self.loop if fuses and _adds_up(op)]
+        self.summed = [value for value in _results(adding) if value in self._addends and value not in whole]
+        read.difference_update(self.summed)
         self.stacked = [value for value in [*step.carry, *_results(self.loop)] if value in made and value in read]
         loops = self._read_by_loop()
         self.streamed = [v for v in [*step.xs, *[v for op, _ in self.before for v in op.results]] if v in loops]
@@ -191,8 +200,8 @@ class Split:
             if rule.total is not None and (how := rule.total(rule, op.params, _forms(op), timed)):
                 self._leaves.update(op.inputs)
                 return lambda run: how(run.F, run.steps, *[run[operand] for operand in op.operands])
-        self._leaves.add(value)
-        return lambda run: run.F.sum(run[value], axis=0)
+        self._addends.add(value)
+        return lambda run: run.sums[value] if value in run.sums else run.F.sum(run[value], axis=0)
 
     def _constant(self, operand: Any, summed: bool) -> Total:
         if type(operand) is Value:
@@ -224,6 +233,11 @@ def _fuses(op: Op) -> bool:
     """Whether an engine that fuses operations has code for it, and gains by that."""
     coded = op.rule.view or op.rule.scalar is not None or op.rule.name in REDUCTIONS
     return bool(coded) and all(value.dtype.kind in "fb" for value in op.results)
+
+
+def _adds_up(op: Op) -> bool:
+    """Whether a loop over elements makes the result, which it may add to a sum while it has it."""
+    return op.rule.scalar is not None and op.results[0].dtype.kind == "f"
 
 
 def _results(ops: Iterable[Op]) -> list[Value]:
