@@ -33,8 +33,8 @@ def on_host(values: Any) -> np.ndarray[Any, Any]:
     return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def rows_alive(lengths: Any, steps: int, batch: int) -> Array:
-    """Bools (T, B): where a row is within its length."""
+def lengths_of_rows(lengths: Any, steps: int, batch: int) -> Array:
+    """How many steps of each row are real: ints (B,)."""
     lengths = on_host(lengths)
     if lengths.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},), one for each row of xs, got {lengths.shape}")
@@ -43,11 +43,16 @@ def rows_alive(lengths: Any, steps: int, batch: int) -> Array:
     if lengths.size and not 0 <= lengths.min() <= lengths.max() <= steps:
         wrong = [f"{n} in row {row}" for row, n in enumerate(lengths.tolist()) if not 0 <= n <= steps]
         raise ValueError(f"lengths must be from 0 to the {steps} steps of xs, got {', '.join(wrong)}")
+    return lengths
+
+
+def rows_alive(lengths: Array, steps: int) -> Array:
+    """Bools (steps, B): where a row is within its length."""
     return np.arange(steps)[:, None] < lengths
 
 
 def rows_beginning(reset: Any, alive: Array, steps: int, batch: int, reverse: bool) -> Array:
-    """Bools (T, B): which rows are started anew before a step is taken."""
+    """Bools like ``alive``, of steps that some row reaches: which rows are started anew before a step is taken."""
     reset = on_host(reset)
     if reset.shape != (steps, batch):
         raise ValueError(
@@ -55,7 +60,7 @@ def rows_beginning(reset: Any, alive: Array, steps: int, batch: int, reverse: bo
         )
     if reset.dtype.kind != "b":
         raise TypeError(f"reset must be bools, got dtype {reset.dtype}")
-    inside = reset & alive
+    inside = reset[: len(alive)] & alive
     # Backwards, a row begins anew at the last step before the mark.
     return np.concatenate([inside[1:], np.zeros_like(inside[:1])]) if reverse else inside
 

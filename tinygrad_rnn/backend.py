@@ -261,6 +261,7 @@ def _chooses_rows(condition: Any, x: Any) -> bool:
         and condition.dtype.kind == "b"
         and x.dtype.kind == "f"
         and x.size > 0
+        and x.ndim == condition.ndim > 0
         and condition.shape == (*x.shape[:-1], 1) != x.shape
     )
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_rnn import tape
-from tinygrad_rnn.arguments import alike, check_batch, extent, rows_alive, rows_beginning
+from tinygrad_rnn.arguments import alike, check_batch, extent, lengths_of_rows, rows_alive, rows_beginning
 from tinygrad_rnn.backend import Array, get_backend
 from tinygrad_rnn.compiler.engines import candidates, chosen, engine_named
 from tinygrad_rnn.compiler.explain import Plan, planned
@@ -166,19 +166,19 @@ def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset
         return _Run(step_of(cell, batch), xs, state, fresh, None, None, steps, steps, reverse, tuple(expose))
     check_batch(state, batch)
     alike(state, fresh, "init_state gives")
-    alive = np.ones((steps, 1), bool) if lengths is None else rows_alive(lengths, steps, batch)
-    begins = np.zeros_like(alive) if reset is None else rows_beginning(reset, alive, steps, batch, reverse)
-
+    ends = np.full(batch, steps) if lengths is None else lengths_of_rows(lengths, steps, batch)
     # Steps that no row reaches are left out, but for one that tells what outputs look like.
-    reached = max(int(alive.any(axis=1).sum()), 1)
+    reached = max(int(ends.max(initial=0)), 1)
+    alive = rows_alive(ends, reached)
+    begins = None if reset is None else rows_beginning(reset, alive, steps, batch, reverse)
     if reached < steps:
         xs = map_nest(lambda leaf: leaf[:reached], xs)
 
     def masks(flags: Array) -> _Masks:
         return _Masks(Tensor(get_backend(device).asarray(flags)))
 
-    real = None if alive[:reached].all() else masks(alive[:reached])
-    begin = masks(begins[:reached]) if begins[:reached].any() else None
+    real = masks(alive) if ends.min(initial=reached) < reached else None
+    begin = masks(begins) if begins is not None and begins.any() else None
     if real:
         xs = map_nest(lambda leaf: real.choose(leaf, 0), xs)
     return _Run(step_of(cell, batch), xs, state, fresh, real, begin, reached, steps, reverse, tuple(expose))

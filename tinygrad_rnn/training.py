@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tinygrad_rnn.arguments import on_host, rows_alive
+from tinygrad_rnn.arguments import lengths_of_rows, on_host, rows_alive
 from tinygrad_rnn.backend import get_backend
 from tinygrad_rnn.nest import detach, leaves, map_nest
 from tinygrad_rnn.ops import concatenate, mean, reshape, where
@@ -178,7 +178,7 @@ def sequence_loss(
     if lengths is not None and mask is not None:
         raise ValueError("give lengths or mask, not both")
     if lengths is not None:
-        real = rows_alive(lengths, steps, batch)
+        real = rows_alive(lengths_of_rows(lengths, steps, batch), steps)
     elif mask is None:
         real = np.ones((steps, batch), bool)
     else:
