@@ -555,6 +555,7 @@ def test_ctrl_c_while_learning(tmp_path):
         env=os.environ | {"TINYGRAD_RNN_CACHE": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
     )
     with process:
         bar = b""
