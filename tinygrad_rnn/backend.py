@@ -260,8 +260,8 @@ def _chooses_rows(condition: Any, x: Any) -> bool:
         type(condition) is type(x) is np.ndarray
         and condition.dtype.kind == "b"
         and x.dtype.kind == "f"
+        and x.ndim > 0
         and x.size > 0
-        and x.ndim == condition.ndim > 0
         and condition.shape == (*x.shape[:-1], 1) != x.shape
     )
 

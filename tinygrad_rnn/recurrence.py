@@ -166,7 +166,7 @@ def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset
         return _Run(step_of(cell, batch), xs, state, fresh, None, None, steps, steps, reverse, tuple(expose))
     check_batch(state, batch)
     alike(state, fresh, "init_state gives")
-    ends = np.full(batch, steps) if lengths is None else lengths_of_rows(lengths, steps, batch)
+    ends = np.full(1, steps) if lengths is None else lengths_of_rows(lengths, steps, batch)
     # Steps that no row reaches are left out, but for one that tells what outputs look like.
     reached = max(int(ends.max(initial=0)), 1)
     alive = rows_alive(ends, reached)

@@ -258,7 +258,7 @@ class Loop:
                 array = memory.array((*slot.first, *slot.last), value.dtype)
                 if kind == SUM:
                     array[...] = 0
-                    run.sums[self.code.sums[value]] = array.transpose(slot.back) if slot.back else array
+                    run.sums[self.code.sums_over_time[value]] = array.transpose(slot.back) if slot.back else array
             else:
                 kept = steps if kind == STACK else steps + 1 if store.kept else 2
                 array = memory.array((*slot.first, kept, *slot.last), value.dtype)

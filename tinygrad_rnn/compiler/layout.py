@@ -104,7 +104,6 @@ class Layout:
         self.sums_over_time: dict[Value, Value] = {}  # of what, by their memory
         self.items: list[Item] = []
         self.inlined: dict[Value, Item] = {}
-        self.along: dict[Item, Item] = {}
         self.sums: dict[Op, tuple[list[str], str]] = {}  # products by loops: letters of the operands and the result
         self._lay_out()
         self._preload()
@@ -420,7 +419,7 @@ class Layout:
             ]
             if item.space is not None and later:
                 item.level = max(item.level, min(later))
-        self.along = {}
+        self.along: dict[Item, Item] = {}
         for item in self.items:
             maker = makers.get(item.operands[0]) if _reduces_last_axis(item) else None
             if maker is not None and maker.space is not None:

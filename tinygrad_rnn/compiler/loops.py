@@ -31,7 +31,7 @@ class Source:
         The source.
     memory
         Its first arguments: values, and where their memory comes from.
-    sums
+    sums_over_time
         Of what value those are the sums over time whose memory this is.
     packed, numbers, sizes
         The others: weights to be packed, constants with their dtypes, and sizes.
@@ -47,7 +47,7 @@ class Source:
 
     text: str
     memory: dict[Value, Store]
-    sums: dict[Value, Value]
+    sums_over_time: dict[Value, Value]
     packed: list[Value]
     numbers: list[tuple[float, str]]
     sizes: list[int]
@@ -351,8 +351,7 @@ class Generator(Layout):
         body = [*_nested(*rows, f"{total} = {start}"), *_nested(*over, *rows, f"{total} = {adding}")]
         if result != target:
             body += _nested(*rows, f"{target} = {result}")
-        pad = "    " * len(lines)
-        return [*lines, *[pad + line for line in body]]
+        return _loop(lines, body)
 
 
 def _loop(headers: list[str], body: list[str]) -> list[str]:
