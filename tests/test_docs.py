@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from functools import partial
@@ -77,16 +78,22 @@ def test_chapters_open_as_notebooks(site):
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """The pages, without a line for each."""
+    """The pages, without a line for each, over connections that stay open."""
+
+    protocol_version = "HTTP/1.1"
 
     def log_message(self, *arguments):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # of 5, the default, a browser that opens many connections at once can lose some
+
+
 @pytest.fixture(scope="module")
 def address(site):
     """Where the pages are served."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site)) as server:
+    with Server(("127.0.0.1", 0), partial(Quiet, directory=site)) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -151,13 +158,17 @@ def test_pages_in_a_browser(width, site, address, browser):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark(scheme, address, browser):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def colours(page):
+        """Sums of red, green and blue; none while the page has no style, and so no background."""
+        found = page.execute_script("let s = getComputedStyle(document.body); return [s.backgroundColor, s.color]")
+        opaque = [re.fullmatch(r"rgb\((\d+), (\d+), (\d+)\)", colour) for colour in found]
+        return all(opaque) and [sum(map(int, colour.groups())) for colour in opaque]
+
     look(browser, 1280, scheme)
     browser.get(f"{address}/index.html")
-    script = "let s = getComputedStyle(document.body); return [s.backgroundColor, s.color]"
-    background, text = (
-        sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(",")[:3]))
-        for colour in browser.execute_script(script)
-    )
+    background, text = WebDriverWait(browser, 20).until(colours, str(browser.get_log("browser")))
     assert (background > text) == (scheme == "light")
     assert abs(background - text) > 3 * 120
 
