@@ -11,7 +11,7 @@ import argparse
 import os
 from pathlib import Path
 
-from examples.papers import characters, digits, files, lags, lstm97, music, order, translation
+from examples.papers import characters, digits, files, lags, lstm97, music, networks, order, translation
 from examples.papers.trials import RESULTS, Record, run
 
 PAPERS = {
@@ -27,7 +27,7 @@ def page() -> str:
         "# Published tables, run again\n",
         "Made by `python -m examples.papers --page` of the files in `results/`. Each table by "
         "`python -m examples.papers NAME`.\n\nA mean is that of the trials that succeeded, with its standard error. "
-        "Where fewer trials were run than in the paper, the last column says so.\n",
+        f"Where fewer trials were run than in the paper, the last column says so.\n\n{networks.MODERN}\n",
     ]
     records = {name: Record(name, paper, RESULTS, quick=False) for name, paper in PAPERS.items()}
     parts += ["| table | lines run | trials |", "|---|---|---|"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 import tinygrad_rnn as tg
-from examples.papers.lstm97 import SOURCE, Net, Network, draw, learn, mean, share
+from examples.papers.lstm97 import MODERN, SOURCE, draw, mean, share
+from examples.papers.networks import Form, Learned, Modern, Network, one_by_one
 from examples.papers.trials import Paper, Setting, Trial
 from tinygrad_rnn import data, nn
 from tinygrad_rnn import functional as F
@@ -68,54 +70,65 @@ class Memory(nn.Module):
         return s, s
 
 
-class Grown(nn.Module):
-    """Outputs that see the input, and a memory cell that is added when they learn no more (experiments 2a and 2b)."""
+@dataclass(frozen=True)
+class Growing:
+    """The network of experiments 2a and 2b."""
 
-    def __init__(self, task: Lag, generator: tg.Generator) -> None:
+    rate: float
+
+    def net(self, task: data.Task, generator: tg.Generator) -> Grown:
+        return Grown(task, self.rate, generator)
+
+
+class Grown(nn.Module):
+    """Outputs that see the input, and a memory cell that is added when they learn no more."""
+
+    def __init__(self, task: data.Task, rate: float, generator: tg.Generator) -> None:
+        self.rate = rate
         self.cell = Memory(task.input_size)
         self.direct = nn.Linear(task.input_size, task.output_size, bias=False)
         self.out = nn.Linear(1, task.output_size, bias=False)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -0.2, 0.2, generator)
         self.grown = False
-        self.errors: list[float] = []
 
-    def forward(self, xs: tg.Tensor, every_step: bool) -> tg.Tensor:
+    def forward(self, xs: tg.Tensor, every_step: bool, lengths: None = None) -> tg.Tensor:
         seen = self.direct(xs if every_step else xs[-1])
         if self.grown:
             s, _ = tg.scan(self.cell, xs, self.cell.init_state(xs.shape[1]))
             seen = seen + self.out(s if every_step else s[-1])
         return tg.sigmoid(seen)
 
-    def look(self, error: float) -> None:
+    def learn(self, task: data.Task, generator: tg.Generator) -> Learned:
         """Add the cell if the mean error of 100 sequences is no longer 1 % below that of the 100 before."""
-        self.errors.append(error)
-        if not self.grown and len(self.errors) % 100 == 0 and len(self.errors) > 100:
-            self.grown = np.mean(self.errors[-100:]) > 0.99 * np.mean(self.errors[-200:-100])
+        errors: list[float] = []
+        for wrong, error in one_by_one(self, task, self.rate, generator):
+            errors.append(error)
+            if not self.grown and len(errors) % 100 == 0 and len(errors) > 100:
+                self.grown = np.mean(errors[-100:]) > 0.99 * np.mean(errors[-200:-100])
+            yield wrong, error
 
 
-def trial(task: Lag, form: Network | None, rate: float, most: int, seed: int, quick: bool) -> Trial:
+def trial(task: Lag, form: Form, most: int, seed: int, quick: bool) -> Trial:
     """Learn until enough sequences in a row were right; counted are those before them."""
     generator = tg.Generator(seed)
-    net = Grown(task, generator) if form is None else Net(task, form, generator)
+    net = form.net(task, generator)
     right = total = 0
     enough = 20 if quick else RIGHT
-    for total, (wrong, error) in enumerate(learn(net, task, rate, generator), 1):
+    for total, (wrong, _) in enumerate(net.learn(task, generator), 1):
         right = 0 if wrong else right + 1
-        if isinstance(net, Grown):
-            net.look(error)
         if right == enough or total == (40 if quick else most):
             break
     return {"solved": right == enough, "sequences": total - right if right == enough else total}
 
 
-LONG = Network(2, 1, 0.01, reach=0.2, bias=False, output_bias=False)
-LINES = [  # label, trials, sequences, task, network, rate, most
-    ("2a, p = 100", 18, "5,040", Lag("2a", 100), None, 1.0, 100_000),
-    ("2b, p = 100", 18, "5,680", Lag("2b", 100), None, 1.0, 100_000),
-    ("2c, p = q = 50", 20, "30,000", Lag("2c", 50, 50), LONG, 0.01, 200_000),
-    ("2c, p = q = 100", 20, "31,000", Lag("2c", 100, 100), LONG, 0.01, 200_000),
-    ("2c, p = q = 200", 20, "33,000", Lag("2c", 200, 200), LONG, 0.01, 200_000),
+GROWING, LONG = Growing(1.0), Network(2, 1, 0.01, reach=0.2, bias=False, output_bias=False)
+LINES: list[tuple[str, int, str, Lag, Form, int]] = [  # label, trials, sequences, task, network, most
+    ("2a, p = 100", 18, "5,040", Lag("2a", 100), GROWING, 100_000),
+    ("2b, p = 100", 18, "5,680", Lag("2b", 100), GROWING, 100_000),
+    ("2c, p = q = 50", 20, "30,000", Lag("2c", 50, 50), LONG, 200_000),
+    ("2c, p = q = 100", 20, "31,000", Lag("2c", 100, 100), LONG, 200_000),
+    ("2c, p = q = 200", 20, "33,000", Lag("2c", 200, 200), LONG, 200_000),
 ]
 
 PAPERS = {
@@ -124,8 +137,12 @@ PAPERS = {
         SOURCE + ", tables 2 and 3",
         ("success", "sequences"),
         tuple(
-            Setting(label, ("100 %", sequences), trials, partial(trial, task, form, rate, most))
-            for label, trials, sequences, task, form, rate, most in LINES
+            Setting(label, ("100 %", sequences), trials, partial(trial, task, form, most))
+            for label, trials, sequences, task, form, most in LINES
+        )
+        + tuple(
+            Setting(f"{label}, {MODERN}", ("-", "-"), trials, partial(trial, task, Modern(), most))
+            for label, trials, _, task, _, most in LINES
         ),
         lambda trials: (share(trials), mean(trials, "sequences")),
         draw,

@@ -1,108 +1,39 @@
 """Hochreiter & Schmidhuber 1997, Long Short-Term Memory: the paper's own network, its own learning, its own rules.
 
 One sequence at a time, plain gradient descent, gradients through the memory alone (`LSTM97Cell`); learning ends when
-the paper's rule is met, or is given up after some multiple of the sequences that the paper needed.
+the paper's rule is met, or is given up after some multiple of the sequences that the paper needed. Beside it a recipe
+of today, held to the same rule.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 import tinygrad_rnn as tg
+from examples.papers.networks import Form, Modern, Network, failures, linear
 from examples.papers.trials import Paper, Setting, Trial
-from tinygrad_rnn import data, nn, optim
-from tinygrad_rnn.nn.gated import LSTM97Cell
+from tinygrad_rnn import data
 
 SOURCE = "Hochreiter & Schmidhuber 1997, Long Short-Term Memory, Neural Computation 9(8)"
+MODERN = "modern recipe"  # the lines of `Modern`, with which no paper's figures compare
 TESTS = 2560  # sequences on which the network that has learned is judged
 
 
-@dataclass(frozen=True)
-class Network:
-    """What the paper says of the network of an experiment, and of its learning rate."""
-
-    blocks: int
-    cells: int
-    rate: float
-    reach: float = 0.1  # weights are even from minus to plus this
-    bias: bool | Literal["gates"] = True
-    output_bias: bool = True
-    input_gates: tuple[float, ...] = ()  # where their biases begin; otherwise as weights do
-    output_gates: tuple[float, ...] = ()
-    truncated: bool = True  # whether gradients pass through the memory alone
-    squash: Callable[[tg.Tensor], tg.Tensor] = tg.sigmoid  # of the output units
-
-
-def linear(outputs: tg.Tensor) -> tg.Tensor:
-    return outputs
-
-
-class Net(nn.Module):
-    """Blocks of memory cells, and output units that see the cells."""
-
-    def __init__(self, task: data.Task, form: Network, generator: tg.Generator) -> None:
-        self.cell = LSTM97Cell(task.input_size, form.blocks, form.cells, form.bias, form.truncated, generator=generator)
-        self.out = nn.Linear(self.cell.hidden_size, task.output_size, form.output_bias, generator=generator)
-        self.squash = form.squash
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -form.reach, form.reach, generator)
-        for first, biases in ((0, form.input_gates), (form.blocks, form.output_gates)):
-            if biases:
-                gates = self.cell.bias_gates.data.copy()
-                gates[first : first + form.blocks] = biases
-                self.cell.bias_gates.data = gates
-
-    def forward(self, xs: tg.Tensor, every_step: bool) -> tg.Tensor:
-        ys, _ = tg.scan(self.cell, xs)
-        return self.squash(self.out(ys if every_step else ys[-1]))
-
-
-def drawn(task: data.Task, generator: tg.Generator) -> Iterator[data.Batch]:
-    """One fresh sequence after the other."""
-    while True:
-        many = task.batch(500, generator)
-        for i in range(many.xs.shape[1]):
-            n = len(many.xs) if many.lengths is None else int(many.lengths[i])
-            targets = many.targets[:n, i : i + 1] if task.every_step else many.targets[i : i + 1]
-            yield data.Batch(many.xs[:n, i : i + 1], targets, None)
-
-
-def learn(net: Net, task: data.Task, rate: float, generator: tg.Generator) -> Iterator[tuple[bool, float]]:
-    """Learn from one sequence after the other; of each whether it was wrong, and its error, before the update."""
-    optimizer = optim.SGD(net.parameters(), lr=rate)
-    for one in drawn(task, generator):
-        outputs = net(tg.Tensor(one.xs), task.every_step)
-        loss = 0.5 * tg.square(outputs - tg.Tensor(one.targets)).sum()  # the paper's deltas have no factor of 2
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        found = outputs.numpy()
-        yield bool(task.wrong(found, one)[0]), float(task.error(found, one)[0])
-
-
-def failures(net: Net, task: data.Task, batch: data.Batch) -> tuple[int, float]:
-    """How many sequences of a batch are wrong, and the mean error."""
-    with tg.no_grad():
-        ys, (_, _) = tg.scan(net.cell, tg.Tensor(batch.xs), lengths=batch.lengths)
-        outputs = net.squash(net.out(ys)).numpy()
-    return int(task.wrong(outputs, batch).sum()), float(task.error(outputs, batch).mean())
-
-
-def by_stream(task: data.Task, form: Network, most: int, seed: int, quick: bool) -> Trial:
+def by_stream(task: data.Task, form: Form, most: int, seed: int, quick: bool) -> Trial:
     """A trial that ends when the latest sequences of the training stream satisfy the paper (experiments 4 to 6)."""
     generator = tg.Generator(seed)
-    net = Net(task, form, generator)
+    net = form.net(task, generator)
     window = 20 if quick else task.window
     wrong: deque[bool] = deque(maxlen=window)
     errors: deque[float] = deque(maxlen=window)
     count = total = 0
-    for total, (miss, error) in enumerate(learn(net, task, form.rate, generator), 1):
+    for total, (miss, error) in enumerate(net.learn(task, generator), 1):
         count += miss - (len(wrong) == window and wrong[0])
         wrong.append(miss)
         errors.append(error)
@@ -114,13 +45,13 @@ def by_stream(task: data.Task, form: Network, most: int, seed: int, quick: bool)
     return {"solved": solved, "sequences": total, "wrong": missed, "error": error}
 
 
-def by_test(task: data.Task, form: Network, most: int, seed: int, quick: bool) -> Trial:
+def by_test(task: data.Task, form: Form, most: int, seed: int, quick: bool) -> Trial:
     """A trial that ends when a set of 256 sequences satisfies the paper, looked at every 500 (experiment 3)."""
     generator = tg.Generator(seed)
-    net = Net(task, form, generator)
+    net = form.net(task, generator)
     test = task.batch(20 if quick else task.window, generator)
     first, solved, total = None, False, 0
-    for total, _ in enumerate(learn(net, task, form.rate, generator), 1):
+    for total, _ in enumerate(net.learn(task, generator), 1):
         if total % (20 if quick else 500) == 0:
             missed, error = failures(net, task, test)
             if missed <= task.allowed and first is None:
@@ -132,7 +63,7 @@ def by_test(task: data.Task, form: Network, most: int, seed: int, quick: bool) -
     return {"solved": solved, "first": first, "sequences": total, "wrong": missed, "error": error}
 
 
-def by_strings(form: Network, most: int, seed: int, quick: bool) -> Trial:
+def by_strings(form: Form, most: int, seed: int, quick: bool) -> Trial:
     """A trial of experiment 1, which ends when all 512 strings are right, looked at every 100 presentations."""
     many = data.reber_strings(6000, tg.Generator(seed // 10), distinct=False)  # ten initial states for each set
     known = many[:256]
@@ -140,9 +71,9 @@ def by_strings(form: Network, most: int, seed: int, quick: bool) -> Trial:
     generator = tg.Generator(1000 + seed)
     task = data.EmbeddedReber(known)
     everything = data.EmbeddedReber(known + test).all()
-    net = Net(task, form, generator)
+    net = form.net(task, generator)
     missed = total = 0
-    for total, _ in enumerate(learn(net, task, form.rate, generator), 1):
+    for total, _ in enumerate(net.learn(task, generator), 1):
         if total % (20 if quick else 100) == 0:
             missed, _ = failures(net, task, everything)
             if not missed:
@@ -185,8 +116,10 @@ def draw(axes: Any, settings: Sequence[Setting], trials: Sequence[list[Trial]]) 
         given_up = [trial["sequences"] for trial in found if not trial["solved"]]
         axes.plot(done, [row] * len(done), "o", color="tab:blue", alpha=0.5, label=None if row else "ours, solved")
         axes.plot(given_up, [row] * len(given_up), "x", color="tab:red", label=None if row else "ours, given up")
-        published = float(setting.published[-2 if len(setting.published) > 2 else 1].replace(",", ""))
-        axes.plot([published] * 2, [row - 0.3, row + 0.3], color="black", label=None if row else "published mean")
+        published = setting.published[-2 if len(setting.published) > 2 else 1].replace(",", "")
+        if published != "-":
+            ends = [row - 0.3, row + 0.3]
+            axes.plot([float(published)] * 2, ends, color="black", label=None if row else "published mean")
     axes.set_yticks(range(len(settings)), [setting.label for setting in settings])
     axes.set_xscale("log")
     axes.set_xlabel("training sequences")
@@ -231,6 +164,9 @@ def streamed(title: str, table: int, remarks: str, *lines: Line, linear_too: boo
         for label, sequences, wrong, trials, task, form, most in lines:
             trial = partial(by_stream, task, replace(form, squash=squash), most)
             settings.append(Setting(label + how, ("100 %", sequences, wrong), trials, trial))
+    for label, _, _, trials, task, _, most in lines:
+        modern = Modern(linear if linear_too else tg.sigmoid)
+        settings.append(Setting(f"{label}, {MODERN}", ("-",) * 3, trials, partial(by_stream, task, modern, most)))
     columns = "success", "sequences", "wrong of 2560"
     return Paper(title, f"{SOURCE}, table {table}", columns, tuple(settings), with_tests, draw, remarks)
 
@@ -240,10 +176,13 @@ PAPERS = {
         "Experiment 1: embedded Reber grammar",
         SOURCE + ", table 1",
         ("success", "presentations"),
-        tuple(
-            Setting(label + how, tuple(said), 30, partial(by_strings, net(rate=rate, truncated=not how), 100_000))
-            for how in ("", ", whole gradient")
-            for label, net, rate, *said in REBER
+        (
+            *(
+                Setting(label + how, tuple(said), 30, partial(by_strings, net(rate=rate, truncated=not how), 100_000))
+                for how in ("", ", whole gradient")
+                for label, net, rate, *said in REBER
+            ),
+            Setting(MODERN, ("-", "-"), 30, partial(by_strings, Modern(), 100_000)),
         ),
         lambda trials: (share(trials), mean(trials, "sequences")),
         draw,
@@ -268,6 +207,15 @@ PAPERS = {
                 partial(by_test, data.TwoSequence(form, 100, signal), net, 1_500_000 if form == "3c" else 300_000),
             )
             for form, signal, net, *said in SEQUENCES
+        )
+        + tuple(
+            Setting(
+                f"{form}, signal of {signal}, {MODERN}",
+                ("-",) * 4,
+                10,
+                partial(by_test, data.TwoSequence(form, 100, signal), Modern(), 300_000),
+            )
+            for form, signal, *_ in SEQUENCES
         ),
         with_first,
         draw,

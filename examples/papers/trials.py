@@ -31,7 +31,7 @@ class Setting:
     published
         For each column what the paper says.
     trials
-        How many there were in the paper.
+        How many there were in the paper, or are asked for where it has none.
     run
         ``run(seed, quick)`` does one and returns what is to be kept, in JSON's types.
     """
@@ -139,7 +139,8 @@ class Record:
             trials = self.trials[setting.label]
             ours = self.paper.ours(trials) if trials else ("not run",) * len(self.paper.columns)
             cells = [cell for pair in zip(setting.published, ours, strict=True) for cell in pair]
-            lines.append(f"| {setting.label} | {' | '.join(cells)} | {setting.trials} | {len(trials)} |")
+            published = "-" if set(setting.published) == {"-"} else setting.trials
+            lines.append(f"| {setting.label} | {' | '.join(cells)} | {published} | {len(trials)} |")
         return "\n".join(lines)
 
     def picture(self) -> Path:
