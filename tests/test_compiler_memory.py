@@ -1,4 +1,4 @@
-"""Memory for compiled loops: used again when nobody has it any more, and never before."""
+"""Memory for compiled loops: used again when nobody has it any more, and never before; and its order."""
 
 import threading
 
@@ -9,6 +9,7 @@ import tinygrad_rnn as tg
 from tinygrad_rnn import nn
 
 pytest.importorskip("numba")
+from tinygrad_rnn.compiler.jit import HOST, in_order
 from tinygrad_rnn.compiler.memory import Memory, Pool
 
 FLOAT = np.dtype(np.float32)
@@ -98,3 +99,23 @@ def test_results_outlive_the_calls_after_them():
         for one, copy, other in zip(results, copies, (again[0], *again[1]), strict=True):
             np.testing.assert_array_equal(one.numpy(), copy)
             np.testing.assert_array_equal(other.numpy(), copy)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 2), (8, 4, 5), (21, 33, 2), (9, 0, 4), (9, 4, 0)])
+def test_orders_and_sums_are_those_of_numpy(dtype, shape):
+    """Whichever axis lies along memory, and for a part of an array too."""
+    steps, rows, features = shape
+    values = (100 * np.random.default_rng(0).standard_normal(shape)).astype(dtype)
+    rows_last = np.empty((features, steps + 1, rows), dtype)[:, 1:].transpose(1, 2, 0)
+    rows_last[...] = values
+    for array in (values, rows_last, np.ascontiguousarray(values.transpose(2, 0, 1)).transpose(1, 2, 0)):
+        copied = in_order(array)
+        assert copied.flags.c_contiguous
+        assert (copied is array) == array.flags.c_contiguous
+        np.testing.assert_array_equal(copied, values)
+        for axis, keepdims in ((0, False), (0, True), (1, False), ((0, 1), False)):
+            found, expected = HOST.sum(array, axis, keepdims), np.sum(values, axis, keepdims=keepdims)
+            assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+            # NumPy adds step by step too, but for axes along memory.
+            np.testing.assert_allclose(found, expected, rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-4)

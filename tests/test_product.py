@@ -76,6 +76,17 @@ def test_it_is_the_product_for_any_shape_and_writes_nowhere_else(M, K, N, dtype,
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("N", [1, 5, 16, 21])
+def test_what_lies_beside_a_weight_is_not_packed(dtype, N):
+    values = np.random.default_rng(N).standard_normal((7, N)).astype(dtype)
+    for shape, order in (((9, N + 4), (0, 1)), ((N + 4, 9), (1, 0))):
+        around = np.full(shape, np.nan, dtype).transpose(order)
+        around[1:8, 3 : 3 + N] = values
+        inner = packed(around[1:8, 3 : 3 + N], dtype)
+        np.testing.assert_array_equal(inner, packed(values, dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("M", [1, 2, 7])
 @pytest.mark.parametrize("N", [1, 17, 64, 71])
 def test_what_is_not_a_number_stays_where_numpy_has_it(dtype, M, N):

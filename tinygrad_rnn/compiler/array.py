@@ -31,6 +31,11 @@ def context() -> Any:
     return nullcontext()
 
 
+def in_order(array: Any) -> Any:
+    """``array`` in C order."""
+    return array if array.flags.c_contiguous else array.copy()
+
+
 Rows = list[Any]  # of one value: the array at each step, in the order in which steps are taken
 
 

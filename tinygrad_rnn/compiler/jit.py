@@ -49,6 +49,25 @@ def context() -> Any:
     return blas_limited()
 
 
+def in_order(array: Any) -> Any:
+    """``array`` in C order, whichever the loop had for it."""
+    if array.flags.c_contiguous:
+        return array
+    rows_last = array.ndim == 3 and array.strides[1] == array.itemsize
+    return _rows_first(array) if rows_last and array.dtype in (np.float32, np.float64) else array.copy()
+
+
+@kept
+def _rows_first(array: Any) -> Any:
+    """A copy (T, B, features), in which rows lie one after the other."""
+    out = np.empty(array.shape, array.dtype)
+    for t in range(array.shape[0]):
+        for j in range(array.shape[2]):
+            for b in range(array.shape[1]):
+                out[t, b, j] = array[t, b, j]
+    return out
+
+
 class _NoAlias(Compiler):  # type: ignore[misc, unused-ignore]
     """Tells LLVM that no memory is reached through two arguments, without which it would not vectorize the loops."""
 
@@ -118,13 +137,22 @@ def _called() -> str:
 
 
 @kept
-def _sum_steps(array: Any, out: Any) -> None:
-    """The sum over time of (features, T, rows), whose rows NumPy would add one step at a time."""
-    out[:, :] = 0
-    for i in range(array.shape[0]):
-        for t in range(array.shape[1]):
-            for b in range(array.shape[2]):
-                out[i, b] += array[i, t, b]
+def _sum_steps(array: Any) -> Any:
+    """The sums along the middle axis of three, added one after the other as NumPy does it, but eight at a time."""
+    first, steps, last = array.shape
+    out = np.zeros((first, last), array.dtype)
+    whole = steps // 8 * 8
+    for i in range(first):
+        for t in range(0, whole, 8):
+            for j in range(last):
+                total = out[i, j]
+                for s in range(8):
+                    total += array[i, t + s, j]
+                out[i, j] = total
+        for t in range(whole, steps):
+            for j in range(last):
+                out[i, j] += array[i, t, j]
+    return out
 
 
 class _Host(type(NUMPY)):  # type: ignore[misc]
@@ -154,11 +182,12 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
         return out
 
     def sum(self, array: Any, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
-        rows_last = array.ndim == 3 and array.strides[1] == array.itemsize < array.strides[0]
-        if rows_last and axis == 0 and not keepdims and array.dtype.kind == "f":
-            out = np.empty(array.shape[:0:-1], array.dtype)
-            _sum_steps(array.transpose(2, 0, 1), out)
-            return out.T
+        if axis == 0 and array.ndim == 3 and array.dtype in (np.float32, np.float64) and not keepdims:
+            rows_last = array.transpose(2, 0, 1)
+            if array.flags.c_contiguous:
+                return _sum_steps(array.reshape(1, len(array), -1)).reshape(array.shape[1:])
+            if rows_last.flags.c_contiguous:
+                return _sum_steps(rows_last).T
         return super().sum(array, axis, keepdims)
 
     def _transposed(self, a: Any, b: Any) -> Any:

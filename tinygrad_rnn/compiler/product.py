@@ -49,6 +49,8 @@ HEIGHT = 96
 # The rows of B that are packed together, so that a line of the cache is read while its page is at hand.
 TILE = 32
 
+_int32 = ir.IntType(32)
+
 
 def kept(function: Any) -> Any:
     """Compile a function, and keep that for other processes if there is a folder to keep it in."""
@@ -79,6 +81,20 @@ def _itemsize(typing: Any, array: Any) -> Any:
     return types.intp(array), lambda context, *_: context.get_constant(types.intp, array.dtype.bitwidth // 8)
 
 
+@intrinsic
+def _write_row(typing: Any, packed: Any, at: Any, source: Any, left: Any) -> Any:
+    """Write a row of a panel from ``packed[at]`` on: so many bytes as are ``left`` of those at ``source``, then 0."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> ir.Value:
+        array, at, source, left = values
+        registers = _Registers(builder, context.get_value_type(packed.dtype), packed.dtype.bitwidth // 8)
+        target = builder.gep(context.make_array(packed)(context, builder, array).data, [at])
+        registers.store(registers.load(source, left), builder.ptrtoint(target, source.type))
+        return context.get_dummy_value()
+
+    return types.void(packed, types.intp, types.intp, types.intp), emit
+
+
 @kept
 def packed_size(K: int, N: int, itemsize: int) -> int:
     """How many elements of ``itemsize`` bytes a (K, N) matrix has when packed."""
@@ -93,7 +109,7 @@ def pack(B: Any, packed: Any) -> None:
     Parameters
     ----------
     B
-        (K, N), C-contiguous or the transpose of such.
+        (K, N).
     packed
         (``packed_size(K, N, itemsize)``,), ``aligned``. Columns i to j of B are ``packed[K * i : K * j]``, where i and
         j are multiples of ``BYTES // itemsize``.
@@ -112,9 +128,14 @@ def pack(B: Any, packed: Any) -> None:
                 for j in range(lanes):
                     packed[n * K + k * lanes + j] = B[k, n + j]
     if whole < N:
+        in_rows = B.strides[1] == itemsize
+        source = B.ctypes.data + whole * B.strides[1]
         for k in range(K):
-            for j in range(lanes):
-                packed[whole * K + k * lanes + j] = B[k, whole + j] if whole + j < N else 0
+            left = (N - whole) * itemsize if in_rows else 0
+            _write_row(packed, whole * K + k * lanes, source + k * B.strides[0], left)
+        for j in range(whole, whole if in_rows else N):
+            for k in range(K):
+                packed[whole * K + k * lanes + j - whole] = B[k, j]
 
 
 @kept
@@ -218,57 +239,33 @@ def _kernel(module: ir.Module, real: ir.Type, itemsize: int, rows: int, vectors:
     first panel is, and K; where the block is, the bytes from one row of C to the next, and the bytes from the block's
     first column to C's end.
     """
-    lanes = BYTES // itemsize
-    size, int32, vector = cgutils.intp_t, ir.IntType(32), ir.VectorType(real, lanes)
-    address, truths = vector.as_pointer(), ir.VectorType(ir.IntType(1), lanes)
+    size = cgutils.intp_t
     name = module.get_unique_name(f"product_{rows}x{vectors}")
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [size] * 8), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
     a, a_stride, a_step, b, depth, c, c_stride, left = function.args
     builder = ir.IRBuilder(function.append_basic_block())
-
-    def declare(name: str, result: ir.Type, *operands: ir.Type) -> ir.Function:
-        suffix = f"v{lanes}{real.intrinsic_name}" + (".p0" if address in operands else "")
-        return module.declare_intrinsic(f"llvm.{name}.{suffix}", (), ir.FunctionType(result, operands))
-
-    # Fused where the processor can; ``llvm.fma`` would call the C library where it cannot.
-    multiply_add = declare("fmuladd", vector, vector, vector, vector)
-    masked_load = declare("masked.load", vector, address, int32, truths, vector)
-    masked_store = declare("masked.store", ir.VoidType(), vector, address, int32, truths)
+    registers = _Registers(builder, real, itemsize)
+    left = left if vectors == 1 else None
 
     def add(x: ir.Value, y: ir.Value, times: int) -> ir.Value:
         return builder.add(x, builder.mul(y, size(times)))
-
-    def load(place: ir.Value, kind: ir.Type) -> ir.Value:
-        return builder.load(builder.inttoptr(place, kind.as_pointer()), align=itemsize)
-
-    def spread(value: ir.Value) -> ir.Value:
-        first = builder.insert_element(ir.VectorType(value.type, lanes)(ir.Undefined), value, int32(0))
-        return builder.shuffle_vector(first, first, ir.VectorType(int32, lanes)(None))
 
     block = [(r, v) for r in range(rows) for v in range(vectors)]
     places = {(r, v): add(add(c, c_stride, r), size(v), BYTES) for r, v in block}
     a_rows = [add(a, a_stride, r) for r in range(rows)]
     panels = [add(b, depth, v * BYTES) for v in range(vectors)]
-    sums = {rv: builder.alloca(vector) for rv in block}
-    offsets = ir.VectorType(size, lanes)([lane * itemsize for lane in range(lanes)])
-    mask = builder.icmp_signed("<", offsets, spread(left))
-
+    sums = {rv: builder.alloca(registers.vector) for rv in block}
     for rv, place in places.items():
-        if vectors == 1:
-            start = builder.call(masked_load, [builder.inttoptr(place, address), int32(itemsize), mask, vector(None)])
-        else:
-            start = load(place, vector)
-        builder.store(start, sums[rv])
+        builder.store(registers.load(place, left), sums[rv])
 
     def step(k: ir.Value) -> None:
-        lines = [load(add(panel, k, BYTES), vector) for panel in panels]
+        lines = [registers.load(add(panel, k, BYTES)) for panel in panels]
         for r, a_row in enumerate(a_rows):
-            element = spread(load(builder.add(a_row, builder.mul(k, a_step)), real))
+            element = registers.spread(registers.number(builder.add(a_row, builder.mul(k, a_step))))
             for v, line in enumerate(lines):
-                total = builder.call(multiply_add, [element, line, builder.load(sums[r, v])])
-                builder.store(total, sums[r, v])
+                builder.store(registers.multiply_add(element, line, builder.load(sums[r, v])), sums[r, v])
 
     # Enough products a turn to hide the loop's own instructions.
     unroll = min(4, max(1, 24 // (rows * vectors)))
@@ -280,10 +277,53 @@ def _kernel(module: ir.Module, real: ir.Type, itemsize: int, rows: int, vectors:
         step(add(turn.index, turns, unroll))
 
     for rv, place in places.items():
-        total, target = builder.load(sums[rv]), builder.inttoptr(place, address)
-        if vectors == 1:
-            builder.call(masked_store, [total, target, int32(itemsize), mask])
-        else:
-            builder.store(total, target, align=itemsize)
+        registers.store(builder.load(sums[rv]), place, left)
     builder.ret_void()
     return function
+
+
+class _Registers:
+    """Instructions on vectors as wide as a register, and on the numbers that they hold.
+
+    Places are addresses. Where so many bytes are ``left``, what lies further on is neither read, but 0, nor written.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, real: ir.Type, itemsize: int) -> None:
+        self.builder, self.real, self.itemsize = builder, real, itemsize
+        self.lanes = BYTES // itemsize
+        self.vector = ir.VectorType(real, self.lanes)
+
+    def _call(self, name: str, result: ir.Type, *operands: ir.Value) -> ir.Value:
+        pointed = any(isinstance(operand.type, ir.PointerType) for operand in operands)
+        name = f"llvm.{name}.v{self.lanes}{self.real.intrinsic_name}" + (".p0" if pointed else "")
+        kind = ir.FunctionType(result, [operand.type for operand in operands])
+        return self.builder.call(self.builder.module.declare_intrinsic(name, (), kind), operands)
+
+    def multiply_add(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        """Fused where the processor can; ``llvm.fma`` would call the C library where it cannot."""
+        return self._call("fmuladd", self.vector, x, y, z)
+
+    def spread(self, number: ir.Value) -> ir.Value:
+        first = self.builder.insert_element(ir.VectorType(number.type, self.lanes)(ir.Undefined), number, _int32(0))
+        return self.builder.shuffle_vector(first, first, ir.VectorType(_int32, self.lanes)(None))
+
+    def number(self, place: ir.Value) -> ir.Value:
+        return self.builder.load(self.builder.inttoptr(place, self.real.as_pointer()), align=self.itemsize)
+
+    def load(self, place: ir.Value, left: ir.Value | None = None) -> ir.Value:
+        address = self.builder.inttoptr(place, self.vector.as_pointer())
+        if left is None:
+            return self.builder.load(address, align=self.itemsize)
+        operands = address, _int32(self.itemsize), self._within(left), self.vector(None)
+        return self._call("masked.load", self.vector, *operands)
+
+    def store(self, value: ir.Value, place: ir.Value, left: ir.Value | None = None) -> None:
+        address = self.builder.inttoptr(place, self.vector.as_pointer())
+        if left is None:
+            self.builder.store(value, address, align=self.itemsize)
+        else:
+            self._call("masked.store", ir.VoidType(), value, address, _int32(self.itemsize), self._within(left))
+
+    def _within(self, left: ir.Value) -> ir.Value:
+        offsets = ir.VectorType(left.type, self.lanes)([lane * self.itemsize for lane in range(self.lanes)])
+        return self.builder.icmp_signed("<", offsets, self.spread(left))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any
 
@@ -27,7 +27,8 @@ class Program:
         So many steps are worth a run of their own.
     """
 
-    def __init__(self, step: Step, engine: Any, stretches: bool = False) -> None:
+    def __init__(self, step: Step, engine: Any, stretches: bool = False, saved: Iterable[Value] = ()) -> None:
+        """Get a step ready; ``saved`` are those of its outputs that are only read, by nobody but this package."""
         self.step = step
         self.engine = engine
         self.split = Split(step, engine.FUSES)
@@ -37,6 +38,8 @@ class Program:
         self.grain = min(-(-ROWS // max(rows, 1)), STEPS)
         self.stretch = self.grain if outside and stretches and not engine.ROWS_APART else 1
         self._done_with = self._last_reads()
+        level = self.split.level
+        self._saved = {value for value in saved if level[value] == level[_viewed(value)] == CARRIED}
 
     def __call__(
         self, F: Any, steps: int, reverse: bool, xs: Arrays, carry: Arrays, consts: Arrays
@@ -105,7 +108,14 @@ class Program:
                 array.base is None and array is not run[value.op.operands[0]]
             )
             return array if fresh else run.F.asarray(array).copy()
-        return run.F.asarray(array).copy() if value not in self.step.carry else array
+        return array if value in self._saved or value in self.step.carry else run.F.asarray(array).copy()
+
+
+def _viewed(value: Value) -> Value:
+    """What ``value`` is a view of in the end."""
+    while value.op is not None and value.op.rule.view:
+        (value,) = value.op.inputs
+    return value
 
 
 def do_once(run: Run, work: list[Op]) -> None:

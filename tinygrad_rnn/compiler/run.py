@@ -87,7 +87,7 @@ class Compiled:
             groups = step.ys, step.following, step.totals
             self.active = [[value in passed for value in group] for group in groups]
         self.step = step
-        self.forward = Program(step, engine, True)
+        self.forward = Program(step, engine, True, set(self.saved).difference(step.ys[: self.size]))
         if any(any(flags) for flags in asked):  # at once, so that an engine which has no code for it says so now
             ys = (True,) * self.size + (False,) * (len(step.ys) - self.size)
             last = tuple(self.active[1])
@@ -121,7 +121,8 @@ class Compiled:
     @cached_property
     def marking(self) -> Program:
         """The program forwards that also gives the state before each step; all else has the bits of ``forward``."""
-        return Program(replace(self.step, ys=[*self.step.ys, *self.step.carry]), self.engine, True)
+        step = replace(self.step, ys=[*self.step.ys, *self.step.carry])
+        return Program(step, self.engine, True, set(self.saved).difference(step.ys[: self.size]))
 
     @cached_property
     def states(self) -> Program:
@@ -202,7 +203,8 @@ def over(
     kept = Kept(F, plan, steps, reverse, xs, carry, consts, [], None)
     if not any(any(flags) for flags in asked):
         ys, last, totals = [
-            [_wrap(_in_order(array)) for array in group] for group in plan.forward(F, steps, reverse, *kept.inputs)
+            [_wrap(plan.engine.in_order(array)) for array in group]
+            for group in plan.forward(F, steps, reverse, *kept.inputs)
         ]
         return ys, last, totals
     if recompute is None:
@@ -221,15 +223,13 @@ def over(
     sizes = [len(group) for group in plan.active]
     firsts = 0, sizes[0], sizes[0] + sizes[1]
     ys, last, totals = [
-        [_selected(node, _in_order(array), first + i, sum(sizes), active[i]) for i, array in enumerate(group)]
+        [
+            _selected(node, plan.engine.in_order(array), first + i, sum(sizes), active[i])
+            for i, array in enumerate(group)
+        ]
         for group, first, active in zip(results, firsts, plan.active, strict=True)
     ]
     return ys, last, totals
-
-
-def _in_order(array: Any) -> Any:
-    """``array`` in C order, whichever order an engine had for it."""
-    return array if array.flags.c_contiguous else array.copy()
 
 
 def _selected(node: tape.Node, array: Any, position: int, count: int, active: bool) -> Tensor:
