@@ -66,6 +66,16 @@ def test_other_networks_have_as_many_weights_as_was_counted():
     assert counts == {"tanh": 27_888, "GRU": 22_904, "LSTM": 21_508}  # with outputs, peepholes, and two biases
 
 
+def test_the_modern_recipe_learns():
+    task = data.TwoSequence("3a", 100, 3)
+    trial = lstm97.by_test(task, networks.Modern(), 5_000, 0, False)
+    assert trial["solved"]
+    assert trial["wrong"] < 26  # of 2560
+    biases = networks.Modern().net(task, tg.Generator(0)).rnn.bias_hh_l0.numpy().reshape(4, networks.HIDDEN)
+    np.testing.assert_array_equal(biases[0], -biases[1])  # the gates of input and of forgetting
+    assert 0 <= biases[1].min() < biases[1].max() <= np.log(110)
+
+
 def test_sequences_of_long_lags():
     batch = lags.Lag("2c", 5, 20).batch(300, tg.Generator(1))
     codes = batch.xs.argmax(-1)

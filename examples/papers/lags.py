@@ -141,8 +141,8 @@ PAPERS = {
             for label, trials, sequences, task, form, most in LINES
         )
         + tuple(
-            Setting(f"{label}, {MODERN}", ("-", "-"), trials, partial(trial, task, Modern(), most))
-            for label, trials, _, task, _, most in LINES
+            Setting(f"{label}, {MODERN}", ("-", "-"), trials, partial(trial, task, Modern(), 500_000))
+            for label, trials, _, task, _, _ in LINES
         ),
         lambda trials: (share(trials), mean(trials, "sequences")),
         draw,
