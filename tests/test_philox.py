@@ -9,11 +9,13 @@ import tinygrad_rnn as tg
 from tinygrad_rnn.backend import NUMPY
 
 philox = pytest.importorskip("tinygrad_rnn.compiler.philox")
-keys = st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**64 - 1)), max_size=4)
+keys = st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**64 - 1)), max_size=4).map(
+    lambda pairs: np.array(pairs, np.uint64).reshape(-1, 2)
+)
 
 
 def of_numpy(keys, count, dtype):
-    rows = [np.random.Generator(np.random.Philox(key=np.array(key, np.uint64))).random(count, dtype) for key in keys]
+    rows = [np.random.Generator(np.random.Philox(key=key)).random(count, dtype) for key in keys]
     return np.array(rows, dtype).reshape(len(keys), count)
 
 
@@ -30,7 +32,7 @@ def test_the_bits_do_not_depend_on_threads(threads):
     before = tg.get_num_threads()
     tg.set_num_threads(threads)
     try:
-        many = [(5, i) for i in range(7)]
+        many = np.array([(5, i) for i in range(7)], np.uint64)
         out = np.empty((7, philox.MANY // 4), np.float32)
         philox.uniform(many, out)
     finally:
@@ -43,7 +45,7 @@ def test_the_bits_do_not_depend_on_threads(threads):
 def test_a_backend_draws_the_same_with_and_without_it(monkeypatch, shape, dtype):
     import tinygrad_rnn.compiler.jit  # noqa: F401 - which makes it known
 
-    many = [(3, i) for i in range(4)]
+    many = np.array([(3, i) for i in range(4)], np.uint64)
     assert NUMPY.uniform_of_keys is philox.uniform
     drawn = NUMPY.uniform(many, shape, dtype)
     monkeypatch.setattr(NUMPY, "uniform_of_keys", None)

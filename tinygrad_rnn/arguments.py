@@ -33,17 +33,19 @@ def on_host(values: Any) -> np.ndarray[Any, Any]:
     return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def lengths_of_rows(lengths: Any, steps: int, batch: int) -> Array:
-    """How many steps of each row are real: ints (B,)."""
+def lengths_of_rows(lengths: Any, steps: int, batch: int) -> tuple[Array, int, int]:
+    """How many steps of each row are real, ints (B,); the fewest and the most."""
     lengths = on_host(lengths)
     if lengths.shape != (batch,):
         raise ValueError(f"lengths must have shape ({batch},), one for each row of xs, got {lengths.shape}")
     if lengths.dtype.kind not in "iu" and lengths.size:
         raise TypeError(f"lengths must be ints, got dtype {lengths.dtype}")
-    if lengths.size and not 0 <= lengths.min() <= lengths.max() <= steps:
-        wrong = [f"{n} in row {row}" for row, n in enumerate(lengths.tolist()) if not 0 <= n <= steps]
+    rows = lengths.tolist()
+    shortest, longest = min(rows, default=steps), max(rows, default=0)
+    if shortest < 0 or longest > steps:
+        wrong = [f"{n} in row {row}" for row, n in enumerate(rows) if not 0 <= n <= steps]
         raise ValueError(f"lengths must be from 0 to the {steps} steps of xs, got {', '.join(wrong)}")
-    return lengths
+    return lengths, shortest, longest
 
 
 def rows_alive(lengths: Array, steps: int) -> Array:
@@ -51,8 +53,8 @@ def rows_alive(lengths: Array, steps: int) -> Array:
     return np.arange(steps)[:, None] < lengths
 
 
-def rows_beginning(reset: Any, alive: Array, steps: int, batch: int, reverse: bool) -> Array:
-    """Bools like ``alive``, of steps that some row reaches: which rows are started anew before a step is taken."""
+def rows_beginning(reset: Any, steps: int, batch: int, reached: int, alive: Array | None, reverse: bool) -> Array:
+    """Bools (reached, B): which rows, of those that are ``alive`` (None: all), begin anew before a step is taken."""
     reset = on_host(reset)
     if reset.shape != (steps, batch):
         raise ValueError(
@@ -60,7 +62,7 @@ def rows_beginning(reset: Any, alive: Array, steps: int, batch: int, reverse: bo
         )
     if reset.dtype.kind != "b":
         raise TypeError(f"reset must be bools, got dtype {reset.dtype}")
-    inside = reset[: len(alive)] & alive
+    inside = reset[:reached] if alive is None else reset[:reached] & alive
     # Backwards, a row begins anew at the last step before the mark.
     return np.concatenate([inside[1:], np.zeros_like(inside[:1])]) if reverse else inside
 

@@ -27,7 +27,7 @@ import numpy as np
 from tinygrad_rnn.outer_sum import OuterSum
 
 Array: TypeAlias = Any  # an array of whichever library is in use
-Key: TypeAlias = tuple[int, int] | list[tuple[int, int]]  # of a stream of random numbers, or of several
+Key: TypeAlias = "tuple[int, int] | Array"  # of a stream of random numbers, or of several: uint64 (n, 2), on the host
 
 # What operations and their vector-Jacobian products may call on a raw array, under NumPy's names.
 FUNCTIONS = (
@@ -159,16 +159,16 @@ class Backend:
         self.library.add.at(array, index, values)
 
     def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Uniform numbers in [0, 1), the same for the same ``key``; of a list of keys one after the other."""
+        """Uniform numbers in [0, 1), the same for the same ``key``; of several keys one after the other."""
         return self._drawn("random", key, shape, dtype)
 
     def normal(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Standard normal numbers, the same for the same ``key``; of a list of keys one after the other."""
+        """Standard normal numbers, the same for the same ``key``; of several keys one after the other."""
         return self._drawn("standard_normal", key, shape, dtype)
 
     def _drawn(self, method: str, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
-        if isinstance(key, list):
-            return self.stack([self._drawn(method, one, shape, dtype) for one in key], 0)
+        if not isinstance(key, tuple):
+            return self.stack([self._drawn(method, (seed, counter), shape, dtype) for seed, counter in key.tolist()], 0)
         return getattr(self._generator(key), method)(shape, dtype=dtype)
 
     def _generator(self, key: tuple[int, int]) -> Any:
@@ -186,7 +186,7 @@ _streams = threading.local()
 
 class _NumPy(Backend):
     # Another way to the same numbers, once there is one that is faster: fills a row for each key.
-    uniform_of_keys: Callable[[list[tuple[int, int]], Array], None] | None = None
+    uniform_of_keys: Callable[[Array, Array], None] | None = None
 
     def __init__(self) -> None:
         super().__init__("numpy", np, np.ndarray)
@@ -233,7 +233,7 @@ class _NumPy(Backend):
             np.add.at(array, index, values)
 
     def _drawn(self, method: str, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
-        if not isinstance(key, list):
+        if isinstance(key, tuple):
             return super()._drawn(method, key, shape, dtype)
         numbers = np.empty((len(key), prod(shape)), dtype)
         if method == "random" and self.uniform_of_keys is not None:

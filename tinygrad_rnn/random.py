@@ -53,7 +53,7 @@ class Generator:
     def _draw(self, make: Callable[[Key], Tensor]) -> Tensor:
         """``make`` with the next key, told to who records the draws of a step.
 
-        A list of keys must give it what each of them gives, with an axis more, the first.
+        Several keys must give it what each of them gives, with an axis more, the first.
         """
         drawn = make(self._next_key())
         listener = _drawn.get()

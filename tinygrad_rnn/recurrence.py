@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tinygrad_rnn import tape
 from tinygrad_rnn.arguments import alike, check_batch, extent, lengths_of_rows, rows_alive, rows_beginning
 from tinygrad_rnn.backend import Array, get_backend
@@ -166,18 +164,19 @@ def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset
         return _Run(step_of(cell, batch), xs, state, fresh, None, None, steps, steps, reverse, tuple(expose))
     check_batch(state, batch)
     alike(state, fresh, "init_state gives")
-    ends = np.full(1, steps) if lengths is None else lengths_of_rows(lengths, steps, batch)
-    # Steps that no row reaches are left out, but for one that tells what outputs look like.
-    reached = max(int(ends.max(initial=0)), 1)
-    alive = rows_alive(ends, reached)
-    begins = None if reset is None else rows_beginning(reset, alive, steps, batch, reverse)
+    reached, alive = steps, None
+    if lengths is not None:
+        ends, shortest, longest = lengths_of_rows(lengths, steps, batch)
+        reached = max(longest, 1)  # steps that no row reaches are left out, but for one that shows what outputs are
+        alive = rows_alive(ends, reached) if shortest < reached else None
+    begins = None if reset is None else rows_beginning(reset, steps, batch, reached, alive, reverse)
     if reached < steps:
         xs = map_nest(lambda leaf: leaf[:reached], xs)
 
     def masks(flags: Array) -> _Masks:
         return _Masks(Tensor(get_backend(device).asarray(flags)))
 
-    real = masks(alive) if ends.min(initial=reached) < reached else None
+    real = None if alive is None else masks(alive)
     begin = masks(begins) if begins is not None and begins.any() else None
     if real:
         xs = map_nest(lambda leaf: real.choose(leaf, 0), xs)

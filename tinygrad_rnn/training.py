@@ -178,7 +178,7 @@ def sequence_loss(
     if lengths is not None and mask is not None:
         raise ValueError("give lengths or mask, not both")
     if lengths is not None:
-        real = rows_alive(lengths_of_rows(lengths, steps, batch), steps)
+        real = rows_alive(lengths_of_rows(lengths, steps, batch)[0], steps)
     elif mask is None:
         real = np.ones((steps, batch), bool)
     else:

@@ -46,6 +46,7 @@ def _numba_is_here() -> bool:
     return find_spec("numba") is not None
 
 
+@cache
 def engine_named(name: str) -> Any:
     """The module that is the engine."""
     if name == "array":

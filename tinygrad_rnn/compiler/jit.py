@@ -53,19 +53,20 @@ def in_order(array: Any) -> Any:
     """``array`` in C order, whichever the loop had for it."""
     if array.flags.c_contiguous:
         return array
-    rows_last = array.ndim == 3 and array.strides[1] == array.itemsize
-    return _rows_first(array) if rows_last and array.dtype in (np.float32, np.float64) else array.copy()
+    if array.ndim != 3 or array.strides[1] != array.itemsize or array.dtype not in (np.float32, np.float64):
+        return array.copy()
+    out = np.empty(array.shape, array.dtype)
+    _copy_rows(array, out)
+    return out
 
 
 @kept
-def _rows_first(array: Any) -> Any:
-    """A copy (T, B, features), in which rows lie one after the other."""
-    out = np.empty(array.shape, array.dtype)
+def _copy_rows(array: Any, out: Any) -> None:
+    """Write to ``out`` (T, B, features), in C order, what lies in memory with its rows last."""
     for t in range(array.shape[0]):
         for j in range(array.shape[2]):
             for b in range(array.shape[1]):
                 out[t, b, j] = array[t, b, j]
-    return out
 
 
 class _NoAlias(Compiler):  # type: ignore[misc, unused-ignore]
@@ -137,10 +138,10 @@ def _called() -> str:
 
 
 @kept
-def _sum_steps(array: Any) -> Any:
+def _sum_steps(array: Any, out: Any) -> None:
     """The sums along the middle axis of three, added one after the other as NumPy does it, but eight at a time."""
     first, steps, last = array.shape
-    out = np.zeros((first, last), array.dtype)
+    out[:, :] = 0
     whole = steps // 8 * 8
     for i in range(first):
         for t in range(0, whole, 8):
@@ -152,7 +153,6 @@ def _sum_steps(array: Any) -> Any:
         for t in range(whole, steps):
             for j in range(last):
                 out[i, j] += array[i, t, j]
-    return out
 
 
 class _Host(type(NUMPY)):  # type: ignore[misc]
@@ -185,9 +185,13 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
         if axis == 0 and array.ndim == 3 and array.dtype in (np.float32, np.float64) and not keepdims:
             rows_last = array.transpose(2, 0, 1)
             if array.flags.c_contiguous:
-                return _sum_steps(array.reshape(1, len(array), -1)).reshape(array.shape[1:])
+                out = np.empty(array.shape[1:], array.dtype)
+                _sum_steps(array.reshape(1, len(array), -1), out.reshape(1, -1))
+                return out
             if rows_last.flags.c_contiguous:
-                return _sum_steps(rows_last).T
+                out = np.empty(rows_last.shape[::2], array.dtype)
+                _sum_steps(rows_last, out)
+                return out.T
         return super().sum(array, axis, keepdims)
 
     def _transposed(self, a: Any, b: Any) -> Any:

@@ -24,11 +24,10 @@ SINGLE, DOUBLE = (np.uint32(8), np.float32(2.0**-24)), (np.uint64(11), np.float6
 MANY = 1 << 16  # numbers that are worth a second thread
 
 
-def uniform(keys: list[tuple[int, int]], out: Any) -> None:
-    """Fill each row of ``out``, float32 or float64, with the numbers of its key."""
-    numbers = np.array(keys, np.uint64)
+def uniform(keys: Any, out: Any) -> None:
+    """Fill each row of ``out``, float32 or float64, with the numbers of its key, a row of ``keys``."""
     parts = cuts(len(keys), get_num_threads() if out.size >= MANY else 1)
-    run_shards(_singles if out.dtype == np.float32 else _doubles, [(numbers[i:j], out[i:j]) for i, j in parts])
+    run_shards(_singles if out.dtype == np.float32 else _doubles, [(keys[i:j], out[i:j]) for i, j in parts])
 
 
 @intrinsic

@@ -281,8 +281,10 @@ def draw_all(recording: Recording, steps: int, reverse: bool) -> list[Tensor]:
         generator = draw.generator
         earlier[id(generator)] += 1
         first, stride = generator.counter + earlier[id(generator)], per_step[id(generator)]
-        keys = [(generator.seed, first + s * stride) for s in range(steps)]
-        drawn.append(draw.make(keys[::-1] if reverse else keys))
+        keys = np.full((steps, 2), generator.seed, np.uint64)
+        counters = np.arange(first, first + steps * stride, stride)
+        keys[:, 1] = counters[::-1] if reverse else counters
+        drawn.append(draw.make(keys))
     for draw in {id(draw.generator): draw for draw in recording.draws}.values():
         draw.generator.counter += steps * per_step[id(draw.generator)]
     return drawn
