@@ -22,7 +22,7 @@ from tinygrad_rnn.compiler import philox
 from tinygrad_rnn.compiler.cache import module_of
 from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, SUM, Store
 from tinygrad_rnn.compiler.loops import Generator
-from tinygrad_rnn.compiler.memory import Memory, empty
+from tinygrad_rnn.compiler.memory import SHARING, Memory, empty
 from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product
 from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS, plus, where
@@ -50,9 +50,9 @@ def context() -> Any:
 
 
 def in_order(array: Any) -> Any:
-    """``array`` in C order, whichever the loop had for it."""
+    """``array`` in C order, whichever the loop had for it, and apart from the block that it shares if it is small."""
     if array.flags.c_contiguous:
-        return array
+        return array if array.base is None or array.nbytes > SHARING else array.copy()
     if array.ndim != 3 or array.strides[1] != array.itemsize or array.dtype not in (np.float32, np.float64):
         return array.copy()
     out = np.empty(array.shape, array.dtype)

@@ -65,6 +65,7 @@ def _references(of: list[Any]) -> int:
 _ALONE = _references([np.empty(0, np.uint8)]) if getattr(sys, "_is_gil_enabled", lambda: True)() else -1
 POOL = Pool()
 BLOCK = 1 << 17  # from about this size on memory comes from the system each time
+SHARING = BLOCK // 4  # up to this size arrays share a block
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Any:
@@ -90,7 +91,7 @@ class Memory:
         if size > BLOCK:
             return empty(shape, dtype)
         if size > self.free:
-            if size > BLOCK // 4:
+            if size > SHARING:
                 block = np.empty(size + 64, np.uint8)
                 return np.ndarray(shape, dtype, block, to_aligned(block))
             self.block = np.empty(BLOCK + 64, np.uint8)

@@ -67,7 +67,7 @@ def sum(F: Any, x: Operand, /, axis: Axis = None, keepdims: bool = False) -> Arr
 
 
 @over_time(shifted, jointly=True)
-@operation(x=lambda F, g, x_shape, axis: _spread(F, g, x_shape, axis) / count(x_shape, axis))
+@operation(x=lambda F, g, x_shape, axis: _spread(F, g / (count(x_shape, axis) or 1), x_shape, axis))
 def mean(F: Any, x: Operand, /, axis: Axis = None, keepdims: bool = False) -> Array:
     """Mean over ``axis``."""
     return F.mean(x, axis=axis, keepdims=keepdims)
