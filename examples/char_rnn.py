@@ -342,6 +342,7 @@ def report(run: Run, test: float, markov: list[float]) -> None:
     rows = [(f"Markov model of order {order}", loss) for order, loss in enumerate(markov)]
     for name, loss in [*rows, (f"{run.settings['cell'].upper()} of {run.settings['hidden']} units", test)]:
         print(f"  {name:36}{loss:8.3f}{loss / log(2):10.3f}")
+    print("The losses above, while it learned, are those of another part of the text.")
 
 
 # ---- Options --------------------------------------------------------------------------------------------------------
@@ -351,6 +352,7 @@ DEFAULTS: dict[str, Any] = {
     **{"text": None, "cell": "gru", "hidden": 256, "layers": 1, "seq_len": 64, "batch": 32},
     **{"updates": 900, "lr": 4e-3, "clip": 1.0, "seed": 0},
 }
+QUICK = {"hidden": 32, "seq_len": 20, "batch": 8, "updates": 20}
 
 
 class Parser(argparse.ArgumentParser):
@@ -409,6 +411,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         default=argparse.SUPPRESS,
         help="folder of checkpoint and picture (runs/char_rnn, or that of --resume)",
     )
+    parser.add_argument("--quick", action="store_true", help="a few updates of a small network: to see that it runs")
     parser.add_argument("--resume", metavar="FILE", help="go on from a checkpoint, with its settings")
     parser.add_argument("--sample", type=whole, default=500, metavar="N", help="characters to write at the end")
     parser.add_argument("--temperature", type=positive, default=0.7, metavar="X", help="below 1 the sample is tamer")
@@ -442,7 +445,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise BadInput(str(error)) from None
         needs_extras()
         given = {name: value for name, value in vars(chosen).items() if name in DEFAULTS}
-        run = Run.load(chosen.resume, given) if chosen.resume else Run(DEFAULTS | given)
+        start = DEFAULTS | (QUICK if chosen.quick else {})
+        run = Run.load(chosen.resume, given) if chosen.resume else Run(start | given)
         default = Path(chosen.resume).parent if chosen.resume else Path("runs/char_rnn")
         out = getattr(chosen, "out", default)
         writable(out)
@@ -450,9 +454,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"char_rnn: {problem}", file=sys.stderr)
         return 2
     checkpoint = out / "checkpoint.safetensors"
+    if checkpoint.exists() and not chosen.resume:
+        checkpoint.replace(out / "checkpoint.before.safetensors")
+        print(f"{checkpoint}, from a run before, is checkpoint.before.safetensors now.")
     print(f"{run.model}\n{len(run.train):,} characters to learn from, {len(run.characters)} different ones")
     if not train(run, checkpoint):
-        print(f"\nStopped after {len(run.losses)} updates. Saved; to go on: --resume {checkpoint}", file=sys.stderr)
+        command = f"{sys.executable} {sys.argv[0]} --resume {checkpoint}"
+        print(f"\nStopped after {len(run.losses)} updates. Saved; to go on: {command}", file=sys.stderr)
         return 130
     test = run.loss_on(run.test)
     markov = markov_losses(run.train, run.test, len(run.characters))

@@ -204,6 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
     figure.savefig(options.out / "forecast.png", dpi=110)
     if not path:
         print("\nNo sunspots: pip install --no-deps statsmodels, which has them, or give a series by --data FILE.")
+    if options.quick:
+        print("\nAfter 10 updates a network forecasts nothing: this only showed that it runs.")
     print(f"\nPicture: {options.out / 'forecast.png'}")
 
 

@@ -302,7 +302,7 @@ def test_losses_refuse_an_unknown_reduction(backend: str, loss: Any) -> None:
     [
         (lambda: F.cross_entropy(tensor(X), tensor([0, 1])), ValueError, r"indices of shape \(3,\), got shape \(2,\)"),
         (lambda: F.cross_entropy(tensor(X), tensor([[0], [1], [2]])), ValueError, r"\(3,\), got shape \(3, 1\)"),
-        (lambda: F.cross_entropy(tensor(X), tensor(X[:, :3])), ValueError, r"must have shape \(3, 4\), got \(3, 3\)"),
+        (lambda: F.cross_entropy(tensor(X), tensor(X[:, :3])), ValueError, r"\(3, 4\); got float\d+ of shape \(3, 3\)"),
         (lambda: F.cross_entropy(tensor(X), tensor([True, False, True])), TypeError, "target must .* got dtype bool"),
         (lambda: F.cross_entropy(tensor(1.0), tensor(0)), ValueError, "got a 0-d tensor"),
         (

@@ -178,8 +178,16 @@ def test_what_is_kept_is_not_run_again(tmp_path):
     assert [trial["seed"] for trial in record.trials["a line"]] == [0, 1]
     assert record.table().splitlines()[-1] == "| a line | 50 % | 50 % | 1,234 | 1,000 | 3 | 2.0 | 3 | 2 |"
     assert record.picture().stat().st_size > 5000
-    trials.run(record, 2, 0, False, 1, [])  # nothing is left to do
+    trials.run(record, paper.settings, 2, 0, False, 1)  # nothing is left to do
     assert calls == [1, 0]
+
+
+def test_settings_are_chosen_by_their_labels():
+    settings = [trials.Setting(label, (), 1, lambda *_: {}) for label in ("6a", "6b", "6a, modern recipe")]
+    for only, expected in (([], [0, 1, 2]), (["6a"], [0]), (["modern", "6b"], [1, 2]), (["6"], [0, 1, 2])):
+        assert trials.chosen(settings, only) == [settings[i] for i in expected]
+    with pytest.raises(ValueError, match=r"no setting is called '7'; there are: 6a; 6b; 6a, modern recipe"):
+        trials.chosen(settings, ["6a", "7"])
 
 
 def test_from_the_command_line(tmp_path):
@@ -189,6 +197,10 @@ def test_from_the_command_line(tmp_path):
         assert "| T = 100 | 100 % | 0 % | 74,000 | - | 1 | - | 10 | 1 |" in done.stdout
         assert "| T = 500 | 100 % | not run | 209,000 | not run | 0 | not run | 10 | 0 |" in done.stdout
     assert {file.name for file in tmp_path.iterdir()} == {"lstm97-adding-quick.json", "lstm97-adding-quick.png"}
+    assert "stopped after a few sequences" in done.stdout
+    wrong = subprocess.run([*command, "--only", "nothing"], cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "no setting is called 'nothing'; there are: T = 100" in wrong.stderr
     wrong = subprocess.run([sys.executable, "-m", "examples.papers"], cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "give the name of an experiment: lstm97-reber" in wrong.stderr

@@ -62,14 +62,12 @@ __all__ = [
 __all__ += ops.__all__
 
 
-_NUMPYS = {"cat": "concatenate", "clamp": "clip", "gather": "take_along_axis", "mm": "matmul", "tensor": "Tensor"}
-
-
 def __getattr__(name: str) -> Any:
     """Import ``tg.data`` and ``tg.viz`` when they are first used: most programs need neither."""
     if name in ("data", "viz"):
         from importlib import import_module
 
         return import_module(f"{__name__}.{name}")
-    hint = f": it is called tg.{_NUMPYS[name]} here" if name in _NUMPYS else ""
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+    from tinygrad_rnn.elsewhere import missing
+
+    raise missing(__name__, name)

@@ -85,8 +85,10 @@ def alike(state: Any, other: Any, whose: str) -> None:
     for place, a, b in pairs:
         part = f"state{place}" if place else "a state"
         if not isinstance(b, Tensor):
-            raise TypeError(f"{whose} {part} that is no tensor: {type(b).__name__}")
+            hint = "; tg.Tensor makes a tensor of it" if isinstance(b, np.ndarray) else ""
+            raise TypeError(f"{whose} {part} that is no tensor: {type(b).__name__}{hint}")
         if a.shape != b.shape:
             raise ValueError(f"{whose} {part} of shape {b.shape}, expected {a.shape}")
         if a.dtype != b.dtype:
-            raise TypeError(f"{whose} {part} of dtype {b.dtype}, expected {a.dtype}")
+            hint = ": has the cell a parameter or an array of float64?" if str(b.dtype) == "float64" else ""
+            raise TypeError(f"{whose} {part} of dtype {b.dtype}, expected {a.dtype}{hint}")

@@ -36,7 +36,7 @@ class CheckpointError(ValueError):
     """What `load` cannot read: damaged, cut short, not written by `save`, or no file at all but a folder."""
 
 
-def save(path: str | os.PathLike[str], /, **objects: Any) -> None:
+def save(path: str | os.PathLike[str], /, *unnamed: Any, **objects: Any) -> None:
     """Write ``objects`` to the file ``path``.
 
     The file is written aside and then put in place at once: whatever happens, ``path`` is either what it was or the
@@ -71,6 +71,8 @@ def save(path: str | os.PathLike[str], /, **objects: Any) -> None:
     """
     from tinygrad_rnn import __version__
 
+    if unnamed:
+        raise TypeError("save: name what is saved, tg.save(path, model=model)")
     arrays: Arrays = {}
     tree = {name: _encode(value, name, arrays) for name, value in objects.items()}
     text = json.dumps({"format": FORMAT, "version": __version__, "objects": tree})

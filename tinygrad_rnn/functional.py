@@ -5,7 +5,7 @@ Where PyTorch says ``dim``, these say ``axis``, as all array functions here do.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tinygrad_rnn import ops
 from tinygrad_rnn.random import Generator, default_generator
@@ -242,7 +242,10 @@ def cross_entropy(
     classes = input.shape[axis]
     if target.dtype.kind == "f":
         if target.shape != input.shape:
-            raise ValueError(f"cross_entropy: class probabilities must have shape {input.shape}, got {target.shape}")
+            raise ValueError(
+                f"cross_entropy: target must hold class indices, ints, or probabilities of all classes, of shape "
+                f"{input.shape}; got {target.dtype} of shape {target.shape}"
+            )
         _same_dtype("cross_entropy", input, target)
         if label_smoothing:
             target = target * (1 - label_smoothing) + label_smoothing / classes
@@ -384,7 +387,8 @@ def _picked(
         raise TypeError(f"{name}: target must hold class indices, ints, got dtype {target.dtype}")
     if target.shape != expected:
         raise ValueError(
-            f"{name}: input of shape {input.shape} takes class indices of shape {expected}, got shape {target.shape}"
+            f"{name}: input of shape {input.shape}, with the classes along axis {axis}, takes class indices of shape "
+            f"{expected}, got shape {target.shape}"
         )
     counted = target != ignore_index
     target = ops.where(counted, target, 0)
@@ -392,3 +396,11 @@ def _picked(
     scores = ops.squeeze(ops.take_along_axis(input, ops.expand_dims(target, axis), axis), axis)
     weights = counted.astype(input.dtype) if weight is None else ops.where(counted, weight[target], 0.0)
     return ops.where(counted, total - scores, 0.0) * weights, weights
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        from tinygrad_rnn.elsewhere import missing
+
+        raise missing(__name__, name)

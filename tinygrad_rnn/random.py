@@ -98,6 +98,10 @@ class Generator:
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from where `state_dict` was taken."""
+        if not {"seed", "counter"} <= {*state}:
+            raise ValueError(
+                f"a generator's state holds seed and counter, got {', '.join(map(str, state)) or 'nothing'}"
+            )
         seed, counter = _checked(state["seed"]), int(state["counter"])
         if counter < 0:
             raise ValueError(f"counter must be at least 0, got {counter}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -153,6 +154,8 @@ def plan(
 
 def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset: Any, expose: Sequence[str]) -> _Run:
     """The arguments of `scan`, checked and laid out."""
+    if isinstance(cell, type):
+        raise TypeError(f"cell is the class {cell.__name__}: give one that was made, {cell.__name__}(...)")
     xs = map_nest(as_tensor, xs)
     steps, batch, device = extent(xs, lengths is not None or reset is not None)
     init_state = getattr(cell, "init_state", None)
@@ -230,7 +233,8 @@ class _Run:
                 refused = refusal
         if refused is not None:
             lost = " and recomputes nothing" if recompute is not None and name == "unrolled" else ""
-            warnings.warn(f"scan runs this cell by the {name} engine, which is slower{lost}: {refused}", stacklevel=3)
+            text = f"scan runs this cell by the {name} engine, which is slower{lost}: {refused}"
+            warnings.warn(text, stacklevel=_outside())
         return result
 
     @property
@@ -395,6 +399,14 @@ class _Run:
         if real is not None:
             following = map_nest(lambda new, old: where(real(old.ndim), new, old), following, state)
         return y, following, found or {}, notes
+
+
+def _outside() -> int:
+    """The stack level, for a warning of the caller's, of the first line that is not this package's."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("tinygrad_rnn."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _of_step(flags: Tensor, ndim: int) -> Tensor:

@@ -209,7 +209,7 @@ def _reachable(roots: list[Parent]) -> list[Node]:
                         raise RuntimeError(
                             f"{node.rule.name!r} used the result of {parent.rule.name!r} from a graph that an earlier "
                             "backward freed. If that is the state carried from one batch to the next, detach() it "
-                            "first: state = state.detach()."
+                            "first: state = tg.detach(state)."
                         )
                     pending.append(parent)
     return sorted(seen, key=attrgetter("number"), reverse=True)

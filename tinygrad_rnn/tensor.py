@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import ref
 
 import numpy as np
@@ -115,6 +115,13 @@ class Tensor:
     def dtype(self) -> np.dtype[Any]:
         """NumPy's dtype of the elements."""
         return self._data.dtype  # type: ignore[no-any-return]
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            from tinygrad_rnn.elsewhere import missing
+
+            raise missing("Tensor", name)
 
     @property
     def T(self) -> Tensor:

@@ -156,7 +156,8 @@ def sequence_loss(
         `tinygrad_rnn.functional` may be: ``F.cross_entropy`` on logits (T, B, classes) and indices (T, B).
         Over further axes of its result the mean is taken.
     output, target
-        Shape (T, B, ...). What they hold at padding, NaN even, does not matter, and gets no gradient.
+        Shape (T, B, ...), also where a layer has ``batch_first``: give ``tg.swapaxes(output, 0, 1)``. What they hold
+        at padding, NaN even, does not matter, and gets no gradient.
     lengths
         Ints (B,): how many steps of each row are real.
     mask
@@ -178,6 +179,11 @@ def sequence_loss(
     if lengths is not None and mask is not None:
         raise ValueError("give lengths or mask, not both")
     if lengths is not None:
+        if np.shape(on_host(lengths)) != (batch,):
+            raise ValueError(
+                f"lengths must have shape ({batch},), for output of shape (T, B, ...), {output.shape}, got "
+                f"{np.shape(on_host(lengths))}; if a layer has batch_first, give tg.swapaxes(output, 0, 1)"
+            )
         real = rows_alive(lengths_of_rows(lengths, steps, batch)[0], steps)
     elif mask is None:
         real = np.ones((steps, batch), bool)

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from examples.papers import characters, digits, files, lags, lstm97, music, networks, order, translation
-from examples.papers.trials import RESULTS, Record, run
+from examples.papers.trials import RESULTS, Record, chosen, run
 
 PAPERS = {
     name: paper
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="how many of each setting (default: as many as in the paper)")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial; the next have the next")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trials at a time (default: one a core)")
-    parser.add_argument("--only", nargs="+", default=[], help="only settings whose label has one of these in it")
+    parser.add_argument("--only", nargs="+", default=[], help="only settings with these labels, or parts of them")
     parser.add_argument("--data", default="runs/data", help="the folder of data sets; what is not there is fetched")
     parser.add_argument(
         "--out",
@@ -78,7 +78,13 @@ def main() -> None:
         parser.error(f"give the name of an experiment: {', '.join(PAPERS)}")
     os.environ.setdefault(files.FOLDER, options.data)
     record = Record(options.name, PAPERS[options.name], options.out, options.quick)
-    run(record, options.trials, options.seed, options.quick, options.jobs, options.only)
+    try:
+        settings = chosen(record.paper.settings, options.only)
+    except ValueError as error:
+        parser.error(f"--only: {error}")
+    run(record, settings, options.trials, options.seed, options.quick, options.jobs)
+    if options.quick:
+        print("\nEach trial was stopped after a few sequences: this shows that it runs, not what comes out.\n")
     print(record.table())
     if any(record.trials.values()):
         print(f"\nkept in {record.path}, drawn in {record.picture()}")

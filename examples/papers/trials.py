@@ -160,14 +160,31 @@ class Record:
         return path
 
 
-def run(record: Record, trials: int | None, seed: int, quick: bool, jobs: int, only: Sequence[str]) -> None:
+def chosen(settings: Sequence[Setting], only: Sequence[str]) -> list[Setting]:
+    """The settings with these labels or, where there is none, with these parts of labels; without any all.
+
+    Raises
+    ------
+    ValueError
+        If nothing goes by such a label.
+    """
+    found = []
+    for part in only:
+        exact = [setting for setting in settings if setting.label == part]
+        matching = exact or [setting for setting in settings if part in setting.label]
+        if not matching:
+            raise ValueError(f"no setting is called {part!r}; there are: {'; '.join(one.label for one in settings)}")
+        found += matching
+    return [setting for setting in settings if setting in found or not only]
+
+
+def run(record: Record, settings: Sequence[Setting], trials: int | None, seed: int, quick: bool, jobs: int) -> None:
     """Run the trials that are not in the record yet, ``jobs`` at a time, each in a process of its own."""
     from tqdm import tqdm
 
     todo = [
         (setting, number)
-        for setting in record.paper.settings
-        if not only or any(part in setting.label for part in only)
+        for setting in settings
         for number in range(seed, seed + (trials or (1 if quick else setting.trials)))
         if number not in [trial["seed"] for trial in record.trials[setting.label]]
     ]

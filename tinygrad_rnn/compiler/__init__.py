@@ -2,5 +2,15 @@
 
 ``record`` hears what one step of a cell does and writes it down as a ``step``; ``derive`` makes of a step the step
 that carries cotangents backwards; ``split`` parts it into what must stay in the loop over time and what need not; an
-engine, ``array`` or ``numba``, runs what stays; ``run`` puts these together as one operation on the tape.
+engine runs what stays; ``run`` puts these together as one operation on the tape.
+
+To be read in this order:
+
+- recording: ``step``, ``record``; ``watch``, with ``notes`` and ``movers``, whether a cell changes anything of its own;
+  ``pure``, doing without a recording
+- parting: ``derive``, ``split``, ``program``, ``run``; ``segments``, less memory for more time
+- engines: ``engines`` names them; ``array``; Numba's in parts: ``lower``, ``places``, ``layout`` where things are,
+  ``loops`` the generated source, ``scalars``, ``product`` and ``philox`` what it calls, ``memory``, ``cache``, and
+  ``jit``, which is the engine
+- besides: ``lanes``, one step at a time, for `compile_step`; ``explain``, for `plan`
 """

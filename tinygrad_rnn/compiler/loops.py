@@ -92,9 +92,9 @@ class Generator(Layout):
             "        t = steps - one_step - s if backwards else s",
             "        before = t + one_step if backwards else t",
             "        after = t if backwards else t + one_step",
-            "        before_of_two = s & one_step",
-            "        after_of_two = one_step - before_of_two",
         ]
+        if any("_of_two" in line for line in body):  # of a state that is not kept of all steps
+            head += ["        before_of_two = s & one_step", "        after_of_two = one_step - before_of_two"]
         text = "\n".join([*head, *[f"        {line}" for line in body]]) + "\n"
         return Source(
             text,

@@ -1,5 +1,7 @@
 """Modules: layers, recurrent cells, and what holds them."""
 
+from typing import TYPE_CHECKING, Any
+
 from tinygrad_rnn.nn import init
 from tinygrad_rnn.nn.cells import Cell, GRUCell, LSTMCell, RNNCell
 from tinygrad_rnn.nn.gated import ChoGRUCell, LSTM97Cell, MGUCell, MinGRUCell, NoForgetLSTMCell, PeepholeLSTMCell
@@ -46,3 +48,11 @@ __all__ = [
     "Zoneout",
     "init",
 ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        from tinygrad_rnn.elsewhere import missing
+
+        raise missing(__name__, name)

@@ -117,6 +117,7 @@ class Cell(Module):
             wanted = f"a tuple ({', '.join(self.parts)}) of tensors" if len(self.parts) > 1 else "one tensor, h"
             kind = type(state).__name__
             got = f"{kind} of {len(state)}" if isinstance(state, (tuple, list)) else kind
+            got += "; tg.Tensor makes a tensor of an array" if "ndarray" in kind else ""
             raise TypeError(f"{type(self).__name__}: the state must be {wanted}, got {got}")
         dtype = self.weight_hh.dtype
         for i, (name, part) in enumerate(zip(self.parts, parts, strict=True)):

@@ -176,6 +176,11 @@ class Sequential(ModuleList):
         super().__init__(modules)
 
     def forward(self, x: Any) -> Any:
-        for module in self:
+        for i, module in enumerate(self):
             x = module(x)
+            if isinstance(x, tuple) and hasattr(module, "init_state") and i + 1 < len(self):
+                raise TypeError(
+                    f"Sequential: module {i}, {type(module).__name__}, returned outputs and state, of which the next "
+                    "takes one: call the two by hand"
+                )
         return x

@@ -42,6 +42,13 @@ class Module:
         elif isinstance(value, Module):
             for path, parameter in value.named_parameters():
                 parameter.name = f"{type(self).__name__}.{name}.{path}"
+        elif type(value) in (list, dict):
+            held = value.values() if type(value) is dict else value
+            if any(isinstance(part, Module) for part in held):
+                raise TypeError(
+                    f"{type(self).__name__}.{name} is a {type(value).__name__} of modules, whose parameters would not "
+                    "be listed here: make it an nn.ModuleList, or a tuple if they are not its own"
+                )
         object.__setattr__(self, name, value)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -170,6 +177,8 @@ class Module:
         TypeError
             If a value is no array of numbers; the module is as it was.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a dict of arrays by their names, got {type(state).__name__}")
         own = dict(self._named_tensors())
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]

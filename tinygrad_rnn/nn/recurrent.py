@@ -52,6 +52,10 @@ class Recurrent(Module):
         residual: bool = False,
         generator: Generator | None = None,
     ) -> None:
+        if isinstance(bidirectional, bool):
+            raise TypeError(f"bidirectional must be the cells of the other direction, or None, got {bidirectional}")
+        if not isinstance(cells, (Module, Sequence)):
+            raise TypeError(f"cells must be a module with init_state(batch), or a list, got {type(cells).__name__}")
         self.stacked = not isinstance(cells, Module)
         for name, group in (("cell", cells), ("backward", bidirectional)):
             for i, cell in enumerate([group] if isinstance(group, Module) else group or ()):
@@ -241,7 +245,7 @@ class _Face(Recurrent):
 
     def _unpacked(self, state: Any) -> list[Any]:
         parts = map_nest(unstack, state)
-        flat = list(zip(*parts, strict=True)) if isinstance(state, tuple) else parts
+        flat = list(zip(*parts, strict=True)) if isinstance(state, (tuple, list)) else parts
         if not self.bidirectional:
             return flat
         return [tuple(flat[i : i + 2]) for i in range(0, len(flat), 2)]

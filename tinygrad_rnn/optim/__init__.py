@@ -1,5 +1,7 @@
 """Optimizers, clipping of gradients and learning-rate schedules, with PyTorch's names, arguments and numbers."""
 
+from typing import TYPE_CHECKING, Any
+
 from tinygrad_rnn.optim.algorithms import SGD, Adagrad, Adam, AdamW, RMSprop
 from tinygrad_rnn.optim.clip import clip_grad_norm_, clip_grad_value_
 from tinygrad_rnn.optim.growth import GraphGrowthWarning
@@ -34,3 +36,11 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
 ]
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        from tinygrad_rnn.elsewhere import missing
+
+        raise missing(__name__, name)
