@@ -22,7 +22,7 @@ import tinygrad_rnn as tg
 SIZES = ((10, 8, 32, 100), (32, 32, 16, 100), (64, 128, 32, 100))  # input, hidden, batch, steps
 
 
-def sides(kind: str, sizes: tuple[int, int, int, int]) -> dict[str, Callable[[], Any]]:
+def sides(kind: str, sizes: tuple[int, int, int, int], engine: str) -> dict[str, Callable[[], Any]]:
     """Forward and backward of the sum of all outputs, by what it is called; each returns output and a gradient."""
     inputs, hidden, batch, steps = sizes
     rng = np.random.default_rng(0)
@@ -35,7 +35,8 @@ def sides(kind: str, sizes: tuple[int, int, int, int]) -> dict[str, Callable[[],
 
     def run_ours(**options: Any) -> Any:
         ours.zero_grad()
-        ys, _ = ours(tg.Tensor(xs), **options)
+        with tg.use_engine(engine):
+            ys, _ = ours(tg.Tensor(xs), **options)
         ys.sum().backward()
         return ys.numpy(), ours.weight_hh_l0.grad.numpy()
 
@@ -62,20 +63,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=11, help="alternations between the sides (default 11)")
     parser.add_argument("--calls", type=int, default=3, help="timed calls a block (default 3)")
+    parser.add_argument("--engine", choices=("numba", "array", "unrolled"), default="numba", help="ours (numba)")
     options = parser.parse_args()
     print("# What lengths cost\n")
     print(
-        f"Made by `python benchmarks/lengths.py`, {torch.get_num_threads()} threads; Python "
-        f"{platform.python_version()}, NumPy {np.__version__}, PyTorch {torch.__version__}, float32. Forward and "
-        "backward, milliseconds;\nlengths spread evenly from 1 to T. The ratios, with lengths over padded, are medians "
-        "of paired blocks.\n"
+        f"Made by `python benchmarks/lengths.py --engine {options.engine}`, {torch.get_num_threads()} threads; Python "
+        f"{platform.python_version()}, NumPy {np.__version__},\nPyTorch {torch.__version__}, float32. Forward and "
+        "backward, milliseconds; lengths spread evenly from 1 to T. The ratios, with\nlengths over padded, are "
+        "medians of paired blocks.\n"
     )
     names = ("ours padded", "ours lengths", "PyTorch padded", "PyTorch packed")
     print(f"| layer | input, hidden, batch, T | {' | '.join(names)} | ours, ratio | PyTorch, ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for kind in ("LSTM", "GRU"):
         for sizes in SIZES:
-            runs = sides(kind, sizes)
+            runs = sides(kind, sizes, options.engine)
             for a, b in zip(runs["ours lengths"](), runs["PyTorch packed"](), strict=True):
                 difference = np.abs(a - b).max() / np.abs(b).max()
                 if difference > 1e-4:
@@ -85,7 +87,7 @@ def main() -> None:
                 median(b / a for a, b in zip(times[padded], times[ragged], strict=True))
                 for padded, ragged in (names[:2], names[2:])
             ]
-            cells = [f"{median(times[name]):.1f}" for name in names] + [f"{ratio:.2f}" for ratio in ratios]
+            cells = [f"{median(times[name]):.2f}" for name in names] + [f"{ratio:.2f}" for ratio in ratios]
             print(f"| {kind} | {', '.join(map(str, sizes))} | {' | '.join(cells)} |", flush=True)
 
 
