@@ -2,7 +2,8 @@
 
 A cell is pure if its class, or the function that it is, says so by an attribute ``pure = True`` of its own: one step
 depends on nothing but its arguments, its attributes (the outer variables and globals of a function) and the modules and
-functions among these, and changes nothing but the generators that it draws from. The library's own cells are.
+functions among these, and changes nothing but the generators that it draws from. The library's own cells are. So is a
+function whose code can do nothing else; see ``proof``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, TypeAlias
 
 from tinygrad_rnn.compiler.notes import MISSING, contents_of
+from tinygrad_rnn.compiler.proof import BUILTINS, is_pure, known
 from tinygrad_rnn.compiler.record import Draw, Recording
 from tinygrad_rnn.compiler.step import Op, Recorder, Step, Value, hashable, replay
 from tinygrad_rnn.compiler.watch import code_facts, package_of_module
@@ -23,11 +25,13 @@ from tinygrad_rnn.tensor import Tensor
 
 Held: TypeAlias = Tensor | Generator  # what is not in a cell's kind, which says only where in the cell it is
 Places: TypeAlias = dict[int, tuple[int, Held]]  # by their addresses: the how-manieth each is
+Seen: TypeAlias = dict[FunctionType, int]  # likewise
 MOST = 256
 _known: OrderedDict[Any, Known] = OrderedDict()
 _PLAIN = (int, float, bool, str, type(None))
 _EXACT = frozenset((int, bool, str, type(None)))  # of which those that are equal are alike
 _NOTHING = Recorder()  # to which nothing is written
+TRUSTING, OURS, PROVING = range(3)  # how what a function holds is looked at
 
 
 @dataclass
@@ -72,14 +76,14 @@ def kind_of(cell: Any, others: Iterable[Tensor] = ()) -> tuple[Any, list[Held]] 
     None if it makes no promise.
     """
     places: Places = {}
-    kind = _kind(cell, places)
+    kind = _kind(cell, places, {})
     key = kind, *[_of_value(other, places) for other in others]
     return None if kind is None else (key, [held for _, held in places.values()])
 
 
-def _kind(cell: Any, places: Places) -> Any:
+def _kind(cell: Any, places: Places, seen: Seen) -> Any:
     if type(cell) is FunctionType:
-        return _of_function(cell, places, {}) if _promises(cell) else None
+        return _of_held(cell, places, seen, PROVING)
     cls = type(cell)
     if not vars(cls).get("pure", False):
         return None
@@ -92,7 +96,7 @@ def _kind(cell: Any, places: Places) -> Any:
         if part is None and type(value) is FunctionType and _is_ours(value):
             part = value
         if part is None:
-            part = _kind(value, places)
+            part = _kind(value, places, seen)
         if part is not None:
             parts.append((name, part))
         elif name != "_buffers":
@@ -112,48 +116,52 @@ def _of_value(value: Any, places: Places) -> Any:
     return (hashable(value),) if plain else None
 
 
-def _of_function(function: FunctionType, places: Places, seen: dict[FunctionType, int]) -> Any:
-    """A function by its code and by all that it can read; one of a package that promises nothing by itself alone."""
-    code = function.__code__
-    named, package = code_facts(code)
-    if package is not None and not _promises(function):
-        return function
+def _of_function(function: FunctionType, places: Places, seen: Seen, how: int) -> Any:
+    """A function by its code and by all that it can read."""
     if function in seen:
         return seen[function]
     seen[function] = len(seen)
+    code, space = function.__code__, function.__globals__
+    named, _ = code_facts(code)
+    if how == PROVING and not (is_pure(code) and all(name in space or name in BUILTINS for name in named)):
+        return None
     outer = [contents_of(cell) for cell in function.__closure__ or ()]
     own = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *function.__dict__.values()]
     parts: list[Any] = [code, *function.__dict__]
-    for value in [*outer, *own, *[function.__globals__.get(name, MISSING) for name in named]]:
-        part = _of_held(value, places, seen, package == "")
+    for value in [*outer, *own, *[space.get(name, MISSING) for name in named]]:
+        part = _of_held(value, places, seen, how)
         if part is None:
             return None
         parts.append(part)
     return tuple(parts)
 
 
-def _promises(function: FunctionType) -> bool:
-    return bool(function.__dict__.get("pure", False))
-
-
-def _of_held(value: Any, places: Places, seen: dict[FunctionType, int], by_us: bool) -> Any:
+def _of_held(value: Any, places: Places, seen: Seen, how: int) -> Any:
     """What a function holds; None if it is nothing of which it is known when it changes.
 
-    A function of the user's that promises speaks for those that it holds; one of ours holds the user's cell.
+    A function of the user's that promises speaks for those that it holds (``how`` is TRUSTING). What one of ours holds
+    (OURS), the user's cell for instance, promises for itself, or shows by its code that it is pure (PROVING).
     """
     kind = type(value)
     if kind is FunctionType:
-        alone = value.__closure__ is None and code_facts(value.__code__)[1] is not None
-        known = not by_us or _promises(value) or alone
-        return _of_function(value, places, seen) if known else None
+        promise, package = value.__dict__.get("pure"), code_facts(value.__code__)[1]
+        if promise:
+            return _of_function(value, places, seen, OURS if package == "" else TRUSTING)
+        if package is not None:  # by itself alone, if that can be known
+            alone = how == TRUSTING or (known(value) if how == PROVING else value.__closure__ is None)
+            return value if alone else None
+        if how == TRUSTING:
+            return _of_function(value, places, seen, TRUSTING)
+        return _of_function(value, places, seen, PROVING) if promise is None else None
     if kind in (tuple, list):
-        parts = [_of_held(part, places, seen, by_us) for part in value]
+        parts = [_of_held(part, places, seen, how) for part in value]
         return None if None in parts else (kind, *parts)
-    if kind is ModuleType:
-        return None if package_of_module(value) is None else value
-    if kind is BuiltinFunctionType or value is MISSING:
+    if value is MISSING:
         return value
-    return _of_value(value, places) or _kind(value, places)
+    if kind is ModuleType or kind is BuiltinFunctionType:
+        foreign = kind is ModuleType and package_of_module(value) is None
+        return None if foreign or (how == PROVING and not known(value)) else value
+    return _of_value(value, places) or _kind(value, places, seen)
 
 
 def _is_ours(function: FunctionType) -> bool:

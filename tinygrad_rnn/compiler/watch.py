@@ -318,7 +318,7 @@ Found = TypeVar("Found")
 Visit: TypeAlias = Callable[[Watch, Any, Where, "_Kind"], None]
 
 
-class _Memo(Generic[Found]):
+class Memo(Generic[Found]):
     """What was found out about objects, until they go.
 
     It goes by their addresses: code objects that differ in their file alone are equal, and a metaclass of the user's
@@ -382,7 +382,7 @@ def _find_package_of_class(kind: type) -> str | None:
     return _package(module, getattr(sys.modules.get(module), "__file__", None))
 
 
-_package_of_class = _Memo(_find_package_of_class)
+_package_of_class = Memo(_find_package_of_class)
 
 
 def _package_of(cell: Any) -> str:
@@ -408,7 +408,7 @@ def _code_of(code: CodeType) -> _Code:
     return _Code(tuple(sorted(named)), frozenset(names), tuple(sorted(imports)), _package("", code.co_filename))
 
 
-_code = _Memo(_code_of)
+_code = Memo(_code_of)
 
 
 def code_facts(code: CodeType) -> tuple[tuple[str, ...], str | None]:
@@ -473,6 +473,6 @@ def _kind_of(kind: type) -> _Kind:
     return _Kind(Watch._object, contents, package, tuple(slots), kind.__dictoffset__ != 0)
 
 
-_kind = _Memo(_kind_of)
+_kind = Memo(_kind_of)
 # A type of Python's is found faster here.
 _KINDS = {kind: _Kind(visit) for kind, visit in _VISITS.items()}

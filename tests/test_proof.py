@@ -1,0 +1,250 @@
+"""Functions are taken for pure by their code only where it can do nothing else, and are never stale then."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+from test_record import ROWS, SIZE, STEPS, engines, normal, same
+
+import tinygrad_rnn as tg
+from tinygrad_rnn import functional as F
+from tinygrad_rnn import nn, ops, recurrence
+from tinygrad_rnn.compiler import pure
+
+rate, gains, count = 0.5, [1.0, 2.0], 0
+W, U = normal(11, SIZE, SIZE), normal(12, SIZE, SIZE)
+linear = nn.Linear(SIZE, SIZE, dtype=np.float64, generator=tg.Generator(0))
+
+
+def mixed(lib, split, x, h, weights):
+    a, b = split(x @ weights[0] + h @ weights[1].T)
+    return lib.tanh(a), lib.sigmoid(b)
+
+
+def with_a_helper(weights):
+    def cell(x, h):
+        a, b = mixed(tg, lambda sums: tg.split(sums, 2, axis=-1), x, h, weights)
+        h = tg.concatenate([a, b], axis=-1) * rate + h / 2
+        return h, h
+
+    return cell
+
+
+def with_branches(scale=2.0, *, twice=True):
+    def cell(x, h):
+        new = F.relu(x @ W) + (scale if twice else 1) * tg.functional.softmax(h, axis=-1)
+        for gain in gains:
+            new = new * gain + sum([part.mean() for part in tg.unstack(new, axis=-1)[:2]])
+        if new.shape[0] != ROWS or len(gains) > 3:
+            raise ValueError("other rows")
+        return new.reshape(new.shape), tg.where(new > 0, new, math.exp(-1.0) * h)
+
+    return cell
+
+
+def with_variables_of_its_own():
+    def cell(x, h):
+        old = h
+        parts = [(x, 1.0), (old, 0.5)]
+        total = sum([factor * ops.tanh(part) for part, factor in parts])
+        scaled = lambda t: t * 0.5 + old  # noqa: E731 - that reads a variable of the function around it
+        return scaled(total), 0.5 * total - linear(old)
+
+    return cell
+
+
+def with_masks(generator):
+    return lambda x, h: (x + h, F.dropout(tg.tanh(x + h), 0.5, True, generator))
+
+
+PURE = {
+    "a helper that is given a module": lambda: with_a_helper([normal(1, SIZE, SIZE), normal(2, SIZE, SIZE)]),
+    "branches, loops, lists": with_branches,
+    "functions inside, modules of ours": with_variables_of_its_own,
+    "a generator of ours": lambda: with_masks(tg.Generator(3)),
+    "a lambda": lambda: lambda x, h: (x, tg.tanh(x + h)),
+}
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """How often a step was recorded."""
+    calls = []
+    record = recurrence.record
+    monkeypatch.setattr(recurrence, "record", lambda *a, **k: calls.append(1) or record(*a, **k))
+    monkeypatch.setattr(pure, "_known", OrderedDict())
+    return calls
+
+
+def outcome(cell, by, seed=1):
+    xs, start = normal(seed, STEPS, ROWS, SIZE), normal(2, ROWS, SIZE)
+    ys, last = tg.scan(cell, xs, start, engine=by)
+    return [ys.numpy(), last.numpy(), *[g.numpy() for g in tg.grad(tg.sum(ys) + tg.sum(last), [xs, start])]]
+
+
+@engines
+@pytest.mark.parametrize("name", PURE)
+def test_such_functions_are_recorded_once(name, by, recorded):
+    for seed in range(3):  # functions made anew, with other weights
+        same(outcome(PURE[name](), by, seed), outcome(PURE[name](), "unrolled", seed))
+    assert len(recorded) == 1
+
+
+@engines
+def test_what_they_read_is_seen(by, recorded, monkeypatch):
+    weights = [normal(1, SIZE, SIZE), normal(2, SIZE, SIZE)]
+    helper, branches = with_a_helper(weights), with_branches()
+
+    def sees(cell, times):
+        same(outcome(cell, by), outcome(cell, "unrolled"))
+        assert len(recorded) == times
+
+    sees(helper, 1)
+    weights[0].data = normal(5, SIZE, SIZE).data
+    sees(helper, 1)
+    weights[1] = normal(6, SIZE, SIZE)
+    sees(helper, 1)
+    weights.append(weights[0])
+    sees(helper, 2)
+    monkeypatch.setitem(globals(), "rate", 0.25)
+    sees(helper, 3)
+    sees(branches, 4)
+    gains.append(0.5)
+    sees(branches, 5)
+    gains.pop()
+    sees(branches, 5)
+    sees(with_branches(3.0), 6)
+    sees(with_branches(3.0, twice=False), 7)
+    monkeypatch.setitem(globals(), "mixed", lambda lib, split, x, h, weights: split(lib.sin(x + h)))
+    sees(helper, 8)
+    monkeypatch.setitem(globals(), "len", lambda held: 7)
+    with pytest.raises(ValueError, match="other rows"):
+        outcome(branches, by)
+
+
+def test_a_function_may_say_that_it_is_not(recorded):
+    cell = PURE["a lambda"]()
+    cell.pure = False
+    for times in (1, 2):
+        outcome(cell, "array")
+        assert len(recorded) == times
+
+
+def counting():
+    seen = []
+    return lambda x, h: (x, tg.tanh(x + h) if seen.append(1) is None else h)
+
+
+def nonlocally():
+    calls = 0
+
+    def cell(x, h):
+        nonlocal calls
+        calls = calls + 1
+        return x, tg.tanh(x + h)
+
+    return cell
+
+
+def globally():
+    def cell(x, h):
+        global count
+        count = count + 1
+        return x, tg.tanh(x + h)
+
+    return cell
+
+
+def in_place():
+    held = [1.0]
+
+    def cell(x, h):
+        alias = held
+        alias += [2.0]
+        return x, tg.tanh(x + h)
+
+    return cell
+
+
+def by_item():
+    held = {"factor": 2.0}
+    return lambda x, h: (x, tg.tanh(x + h) * held["factor"])
+
+
+def by_attribute():
+    def cell(x, h):
+        return x, tg.tanh(x + h) * cell.factor
+
+    cell.factor = 2.0
+    return cell
+
+
+def with_an_array():
+    held = np.full(SIZE, 2.0)
+    return lambda x, h: (x, tg.tanh(x + h) * held)
+
+
+def with_a_module_of_the_users():
+    class Scaled(nn.Module):
+        factor = 2.0
+
+        def forward(self, x):
+            return x * self.factor
+
+    scaled = Scaled()
+    return lambda x, h: (x, tg.tanh(scaled(x + h)))
+
+
+def with_an_impure_helper():
+    helper = counting()
+    return lambda x, h: helper(x, h)
+
+
+def writing_to_its_state():
+    def cell(x, state):
+        state = {"h": state}
+        state["h"] = tg.tanh(x + state["h"])
+        return x, state["h"]
+
+    return cell
+
+
+IMPURE = {
+    "a list that grows": counting,
+    "a variable of an outer function": nonlocally,
+    "a global": globally,
+    "a list changed in place": in_place,
+    "a dict": by_item,
+    "an attribute": by_attribute,
+    "an array": with_an_array,
+    "a module of the user's": with_a_module_of_the_users,
+    "a helper": with_an_impure_helper,
+    "an item that is set": writing_to_its_state,
+    "print": lambda: lambda x, h: (x, tg.tanh(x + h) if print("", end="") is None else h),
+    "Python's random numbers": lambda: lambda x, h: (x, tg.tanh(x + h) * random.random()),
+    "NumPy's random numbers": lambda: lambda x, h: (x, tg.tanh(x + h) * np.random.default_rng().random()),
+    "a clock": lambda: lambda x, h: (x, tg.tanh(x + h) * (time.time() > 0)),
+    "a seed that is set": lambda: lambda x, h: (x, tg.tanh(x + h) if tg.manual_seed(0) else h),
+    "an import": lambda: lambda x, h: (x, tg.tanh(x + h) * __import__("math").pi),
+    "a generator": lambda: lambda x, h: (x, sum(tg.tanh(part) for part in (x, h))),
+}
+
+
+@pytest.mark.parametrize("name", IMPURE)
+def test_others_are_not_taken_for_pure(name):
+    assert pure.kind_of(IMPURE[name]()) is None
+
+
+def test_functions_of_packages_need_a_promise():
+    def lent(x, h):
+        return x, tg.tanh(x + h)
+
+    code = lent.__code__.replace(co_filename="/usr/lib/python3/site-packages/some_package/cells.py")
+    lent.__code__ = code
+    assert pure.kind_of(lent) is None
+    assert pure.kind_of(lambda x, h: lent(x, h)) is None

@@ -1,0 +1,80 @@
+"""Functions that are pure by what their code can do, without their author's promise; see ``pure``.
+
+Code is taken for pure only if each of its instructions, and each name of an attribute or a builtin in it, is known to
+change nothing but what the function has made itself and to give nothing that is not told by what it is given: these are
+lists of what is allowed, so what is new to them, in another version of Python even, is not. What such code reads from
+outside is looked at anew at each call.
+"""
+
+from __future__ import annotations
+
+import dis
+import re
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+
+from tinygrad_rnn import functional, ops
+from tinygrad_rnn.compiler.watch import Memo, package_of_module
+
+_OF_TENSORS = {"T", "astype", "detach", "dtype", "max", "mean", "ndim", "reshape", "shape", "size", "sum"}
+_OF_MODULES = {"Tensor", "bool_", "float32", "float64", "functional", "inf", "int32", "int64", "nan", "ops", "pi"}
+# Names of operations and of constants: none changes anything, of whichever of the objects that can be reached.
+ATTRIBUTES = frozenset({*ops.__all__, *functional.__all__, *_OF_TENSORS, *_OF_MODULES})
+BUILTINS = frozenset(
+    {
+        "AssertionError",
+        "TypeError",
+        "ValueError",
+        "abs",
+        "bool",
+        "enumerate",
+        "float",
+        "int",
+        "isinstance",
+        "len",
+        "list",
+    }
+    | {"max", "min", "range", "reversed", "sum", "tuple", "zip"}
+)
+FUNCTIONS = frozenset(getattr(module, name) for module in (ops, functional) for name in module.__all__)
+MODULES = ("tinygrad_rnn", "numpy", "math")
+_INSTRUCTIONS = re.compile(
+    "CACHE|COPY_FREE_VARS|EXTENDED_ARG|KW_NAMES|MAKE_CELL|NOP|NOT_TAKEN|PRECALL|PUSH_NULL|RESUME"
+    "|LOAD_(ASSERTION_ERROR|CLOSURE|COMMON_CONSTANT|CONST|DEREF|FAST|FAST_AND_CLEAR|FAST_BORROW|FAST_CHECK|GLOBAL)"
+    "|LOAD_(FAST_BORROW_LOAD_FAST_BORROW|FAST_LOAD_FAST|SMALL_INT)"
+    "|DELETE_FAST|STORE_FAST|STORE_FAST_(LOAD_FAST|MAYBE_NULL|STORE_FAST)"
+    "|CALL|CALL_FUNCTION_EX|CALL_KW|MAKE_FUNCTION|SET_FUNCTION_ATTRIBUTE|RAISE_VARARGS|RERAISE|RETURN_(CONST|VALUE)"
+    "|BINARY_(SLICE|SUBSCR)|(COMPARE|CONTAINS|IS)_OP|TO_BOOL|UNARY_(INVERT|NEGATIVE|NOT|POSITIVE)"
+    "|BUILD_(CONST_KEY_MAP|LIST|MAP|SLICE|TUPLE)|DICT_MERGE|LIST_(APPEND|EXTEND|TO_TUPLE)|MAP_ADD"
+    "|UNPACK_(EX|SEQUENCE)|COPY|POP_TOP|SWAP|END_FOR|FOR_ITER|GET_ITER|POP_ITER"
+    "|JUMP_(BACKWARD|BACKWARD_NO_INTERRUPT|FORWARD)|JUMP_IF_(FALSE|TRUE)_OR_POP"
+    "|POP_JUMP_((BACKWARD|FORWARD)_)?IF_(FALSE|NONE|NOT_NONE|TRUE)"
+)
+
+
+def _is_pure(code: CodeType) -> bool:
+    for instruction in dis.get_instructions(code):
+        name, value = instruction.opname, instruction.argval
+        if name in ("LOAD_ATTR", "LOAD_METHOD"):
+            allowed = value in ATTRIBUTES
+        elif name == "STORE_DEREF":
+            allowed = value in code.co_cellvars  # a variable of its own, which a function inside it reads
+        elif name == "BINARY_OP":
+            allowed = not instruction.argrepr.endswith("=")  # which changes a list in place
+        else:
+            allowed = _INSTRUCTIONS.fullmatch(name) is not None
+        if not allowed:
+            return False
+    inside = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return all(map(_is_pure, inside))
+
+
+is_pure = Memo(_is_pure)
+
+
+def known(value: FunctionType | BuiltinFunctionType | ModuleType) -> bool:
+    """Whether a function or builtin that is not the user's is one that changes nothing, a module one of those."""
+    if type(value) is FunctionType:
+        return value in FUNCTIONS
+    if type(value) is BuiltinFunctionType:
+        return value.__module__ == "math" or (value.__module__ == "builtins" and value.__name__ in BUILTINS)
+    return value.__name__.partition(".")[0] in MODULES and package_of_module(value) is not None
