@@ -326,8 +326,8 @@ def page(options: argparse.Namespace) -> Iterator[str]:
         "Medians of paired blocks; above 1, the peer's time over ours says that we are faster.\n"
         "The products alone are the matrix products of such a call in NumPy: that of all inputs, those of each step\n"
         "forward and back, and the two for the weight gradients.\n"
-        "The LSTM as a function is the same lines on all sides, over weights that it closes over. Its code shows that it\n"
-        "is pure, so that it is recorded at the first call only; a cell of which that cannot be seen is recorded each time.\n"
+        "The LSTM as a function is the same lines on all sides, over weights that it closes over. Its code shows that\n"
+        "it is pure, so it is recorded at the first call only; what cannot be seen to be so is recorded each time.\n"
     )
     yield from grid(options.rows, options.sizes, options.engine, options.pairs, options.input_gradient)
 

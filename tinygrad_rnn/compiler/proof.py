@@ -11,6 +11,7 @@ from __future__ import annotations
 import dis
 import re
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any
 
 from tinygrad_rnn import functional, ops
 from tinygrad_rnn.compiler.watch import Memo, package_of_module
@@ -19,22 +20,23 @@ _OF_TENSORS = {"T", "astype", "detach", "dtype", "max", "mean", "ndim", "reshape
 _OF_MODULES = {"Tensor", "bool_", "float32", "float64", "functional", "inf", "int32", "int64", "nan", "ops", "pi"}
 # Names of operations and of constants: none changes anything, of whichever of the objects that can be reached.
 ATTRIBUTES = frozenset({*ops.__all__, *functional.__all__, *_OF_TENSORS, *_OF_MODULES})
-BUILTINS = frozenset(
-    {
-        "AssertionError",
-        "TypeError",
-        "ValueError",
-        "abs",
-        "bool",
-        "enumerate",
-        "float",
-        "int",
-        "isinstance",
-        "len",
-        "list",
-    }
-    | {"max", "min", "range", "reversed", "sum", "tuple", "zip"}
+_SAFE: tuple[Any, ...] = (
+    abs,
+    bool,
+    enumerate,
+    float,
+    int,
+    isinstance,
+    len,
+    list,
+    max,
+    min,
+    range,
+    reversed,
+    sum,
+    tuple,
 )
+BUILTINS = frozenset(one.__name__ for one in (*_SAFE, zip, AssertionError, TypeError, ValueError))
 FUNCTIONS = frozenset(getattr(module, name) for module in (ops, functional) for name in module.__all__)
 MODULES = ("tinygrad_rnn", "numpy", "math")
 _INSTRUCTIONS = re.compile(
