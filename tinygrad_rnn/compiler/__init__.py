@@ -7,7 +7,7 @@ engine runs what stays; ``run`` puts these together as one operation on the tape
 To be read in this order:
 
 - recording: ``step``, ``record``; ``watch``, with ``notes`` and ``movers``, whether a cell changes anything of its own;
-  ``pure``, doing without a recording
+  ``pure``, doing without a recording, and ``proof``, of what that is safe
 - parting: ``derive``, ``split``, ``program``, ``run``; ``segments``, less memory for more time
 - engines: ``engines`` names them; ``array``; Numba's in parts: ``lower``, ``places``, ``layout`` where things are,
   ``loops`` the generated source, ``scalars``, ``product`` and ``philox`` what it calls, ``memory``, ``cache``, and

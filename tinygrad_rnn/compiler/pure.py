@@ -73,7 +73,7 @@ class Known:
 def kind_of(cell: Any, others: Iterable[Tensor] = ()) -> tuple[Any, list[Held]] | None:
     """What a pure cell does, as a key, and what it holds in a fixed order, ``others`` that its step reads included.
 
-    None if it makes no promise.
+    None if that is not known.
     """
     places: Places = {}
     kind = _kind(cell, places, {})
