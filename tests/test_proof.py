@@ -62,7 +62,30 @@ def with_masks(generator):
     return lambda x, h: (x + h, F.dropout(tg.tanh(x + h), 0.5, True, generator))
 
 
+class Inner(nn.Module):
+    def __init__(self, seed):
+        self.weight = nn.Parameter(normal(seed, SIZE, SIZE).data)
+
+    def forward(self, x):
+        return F.relu(x @ self.weight)
+
+
+class Cell(nn.Module):
+    def __init__(self, seed=3):
+        self.x, self.inner = nn.Linear(SIZE, SIZE, dtype=np.float64, generator=tg.Generator(seed)), Inner(seed)
+        self.gain, self.generator = 2.0, tg.Generator(seed)
+
+    def init_state(self, batch):
+        return tg.zeros((batch, SIZE), np.float64)
+
+    def forward(self, x, h):
+        h = self.gain * tg.tanh(self.x(x) + self.inner(h)) + h / 2
+        tg.expose(h=h)
+        return h, F.dropout(h, 0.5, self.training, self.generator)
+
+
 PURE = {
+    "a module of modules": Cell,
     "a helper that is given a module": lambda: with_a_helper([normal(1, SIZE, SIZE), normal(2, SIZE, SIZE)]),
     "branches, loops, lists": with_branches,
     "functions inside, modules of ours": with_variables_of_its_own,
@@ -133,6 +156,39 @@ def test_a_function_may_say_that_it_is_not(recorded):
     for times in (1, 2):
         outcome(cell, "array")
         assert len(recorded) == times
+
+
+@engines
+def test_what_modules_read_is_seen(by, recorded, monkeypatch):
+    cell = Cell()
+
+    def sees(times):
+        start = cell.generator.state_dict()
+        found = []
+        for engine in (by, "unrolled"):
+            cell.generator.load_state_dict(start)
+            found.append(outcome(cell, engine))
+        same(*found)
+        assert len(recorded) == times
+
+    sees(1)
+    cell.inner.weight.data = normal(9, SIZE, SIZE).data
+    cell.x = nn.Linear(SIZE, SIZE, dtype=np.float64, generator=tg.Generator(8))
+    cell.generator = tg.Generator(5)
+    sees(1)
+    cell.gain = 3.0
+    sees(2)
+    cell.eval()
+    sees(3)
+    cell.x = nn.Linear(SIZE, SIZE, bias=False, dtype=np.float64, generator=tg.Generator(8))
+    sees(4)
+    cell.inner = Inner(4)
+    sees(5)  # one that has not been told eval()
+    monkeypatch.setattr(Inner, "forward", lambda self, x: tg.sin(x @ self.weight))
+    sees(6)
+    monkeypatch.setattr(Cell, "gain", property(lambda self: 4.0, lambda self, value: None), raising=False)
+    sees(7)  # it comes before the module's own
+    sees(8)
 
 
 def counting():
@@ -214,7 +270,96 @@ def writing_to_its_state():
     return cell
 
 
+class Counts(Cell):
+    def forward(self, x, h):
+        self.gain = self.gain + 1
+        return x, self.gain * h
+
+
+class Lists(Cell):
+    def __init__(self):
+        super().__init__()
+        self.factors = [1.0]
+
+    def forward(self, x, h):
+        return x, self.factors[0] * h
+
+
+class Helps(Cell):
+    def helper(self, h):
+        return h
+
+    def forward(self, x, h):
+        return x, self.helper(h)
+
+
+class Constant(Cell):
+    factor = 2.0
+
+    def forward(self, x, h):
+        return x, self.factor * h
+
+
+class Computed(Cell):
+    def __getattr__(self, name):
+        if name == "other":
+            return 2.0
+        raise AttributeError(name)
+
+    def forward(self, x, h):
+        return x, self.gain * h
+
+
+class Called(Cell):
+    def __call__(self, x, h):
+        return x, tg.tanh(h)
+
+
+class Derived(nn.GRUCell):
+    def __init__(self):
+        super().__init__(SIZE, SIZE, dtype=np.float64)
+
+    def forward(self, x, h):
+        return super().forward(x, h)
+
+
+class Counting(Inner):
+    calls = 0
+
+    @property
+    def gain(self):
+        type(self).calls += 1
+        return 2.0
+
+
+class OfAnother(Cell):
+    def __init__(self):
+        super().__init__()
+        self.inner = Counting(3)
+
+    def forward(self, x, h):
+        return x, self.inner.gain * h
+
+
+class Rebinds(Cell):
+    def forward(self, x, h):
+        inner = self.inner
+        self = Counting(3)
+        return x, self.gain * inner(h)
+
+
+class Declined(Cell):
+    pure = False
+
+
+class Shadows(OfAnother):
+    def forward(self, x, h):
+        return x, (lambda self: self.gain)(self.inner) * h
+
+
+MODULES = (Counts, Lists, Helps, Constant, Computed, Called, Derived, OfAnother, Rebinds, Shadows, Declined)
 IMPURE = {
+    **{cls.__name__: cls for cls in MODULES},
     "a list that grows": counting,
     "a variable of an outer function": nonlocally,
     "a global": globally,

@@ -9,13 +9,13 @@ function whose code can do nothing else; see ``proof``.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, TypeAlias
 
 from tinygrad_rnn.compiler.notes import MISSING, contents_of
-from tinygrad_rnn.compiler.proof import BUILTINS, is_pure, known
+from tinygrad_rnn.compiler.proof import BUILTINS, attributes_of, known
 from tinygrad_rnn.compiler.record import Draw, Recording
 from tinygrad_rnn.compiler.step import Op, Recorder, Step, Value, hashable, replay
 from tinygrad_rnn.compiler.watch import code_facts, package_of_module
@@ -85,9 +85,10 @@ def _kind(cell: Any, places: Places, seen: Seen) -> Any:
     if type(cell) is FunctionType:
         return _of_held(cell, places, seen, PROVING)
     cls = type(cell)
-    if not vars(cls).get("pure", False):
+    promise = vars(cls).get("pure")
+    parts: list[Any] = [cls, cls.forward if promise else _shown(cell, places, seen)]
+    if parts[1] is None or promise is False:
         return None
-    parts: list[Any] = [cls, cls.forward]
     for name, value in vars(cell).items():
         if type(value) in _EXACT:  # most are
             parts.append((name, type(value), value))
@@ -104,6 +105,24 @@ def _kind(cell: Any, places: Places, seen: Seen) -> Any:
     return tuple(parts)
 
 
+def _shown(cell: Any, places: Places, seen: Seen) -> Any:
+    """What a module's ``forward`` does, if its code and its attributes show that it is pure."""
+    cls = type(cell)
+    forward, call = getattr(cls, "forward", None), getattr(cls, "__call__", None)  # noqa: B004 - the function itself
+    if type(forward) is not FunctionType or type(call) is not FunctionType or not _is_ours(call):
+        return None
+    if code_facts(forward.__code__)[1] is not None:  # of a package, and so without a promise not known
+        return None
+    defined = {name for base in cls.__mro__[:-1] for name in vars(base)}
+    if not defined.isdisjoint(("__getattribute__", "__getattr__")):
+        return None
+    own = {*vars(cell)}.difference(defined)  # what nothing of the class comes before
+    if type(getattr(cls, "training", None)) is bool:
+        own.add("training")
+    part = _of_function(forward, places, seen, PROVING, own)
+    return None if part is None else (part, getattr(cell, "training", None))
+
+
 def _of_value(value: Any, places: Places) -> Any:
     """A tensor, a generator or a plain value; None for anything else."""
     if isinstance(value, Tensor):
@@ -116,15 +135,17 @@ def _of_value(value: Any, places: Places) -> Any:
     return (hashable(value),) if plain else None
 
 
-def _of_function(function: FunctionType, places: Places, seen: Seen, how: int) -> Any:
-    """A function by its code and by all that it can read."""
+def _of_function(function: FunctionType, places: Places, seen: Seen, how: int, attributes: Collection[str] = ()) -> Any:
+    """A function by its code and by all that it can read; ``attributes`` are looked at by the caller."""
     if function in seen:
         return seen[function]
     seen[function] = len(seen)
     code, space = function.__code__, function.__globals__
     named, _ = code_facts(code)
-    if how == PROVING and not (is_pure(code) and all(name in space or name in BUILTINS for name in named)):
-        return None
+    if how == PROVING:
+        read = attributes_of(code)
+        if read is None or not read.issubset(attributes) or any(n not in space and n not in BUILTINS for n in named):
+            return None
     outer = [contents_of(cell) for cell in function.__closure__ or ()]
     own = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *function.__dict__.values()]
     parts: list[Any] = [code, *function.__dict__]
