@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections import OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -352,12 +353,48 @@ class Declined(Cell):
     pure = False
 
 
+class Averages(Cell):
+    """A method of its own by the name of an operation."""
+
+    def mean(self, h):
+        self.gain = self.gain + 1
+        return h
+
+    def forward(self, x, h):
+        return x, self.mean(h)
+
+
+class OfAverages(Cell):
+    def __init__(self):
+        super().__init__()
+        self.inner = Averages()
+        Averages.pure = True  # which speaks for its forward alone
+
+    def forward(self, x, h):
+        return x, self.gain * self.inner.mean(h)
+
+
+class Noting(tg.Tensor):
+    def sum(self, *args, **kwargs):
+        raise AssertionError
+
+
+class OfNoting(Cell):
+    def __init__(self):
+        super().__init__()
+        self.factor = Noting(np.ones(SIZE))
+
+    def forward(self, x, h):
+        return x, self.factor * h
+
+
 class Shadows(OfAnother):
     def forward(self, x, h):
         return x, (lambda self: self.gain)(self.inner) * h
 
 
-MODULES = (Counts, Lists, Helps, Constant, Computed, Called, Derived, OfAnother, Rebinds, Shadows, Declined)
+MODULES = (Counts, Lists, Helps, Constant, Computed, Called, Derived, OfAnother, Rebinds, Shadows, Averages)
+MODULES += (OfAverages, OfNoting, Declined)
 IMPURE = {
     **{cls.__name__: cls for cls in MODULES},
     "a list that grows": counting,
@@ -383,6 +420,38 @@ IMPURE = {
 @pytest.mark.parametrize("name", IMPURE)
 def test_others_are_not_taken_for_pure(name):
     assert pure.kind_of(IMPURE[name]()) is None
+
+
+def with_a_tensor_of_the_users():
+    held = Noting(np.ones(SIZE))
+    return lambda x, h: (x, held * h)
+
+
+def with_a_module_that_averages():
+    held = Averages()
+    return lambda x, h: (x, held.mean(h))
+
+
+@pytest.mark.parametrize("make", [with_a_tensor_of_the_users, with_a_module_that_averages])
+def test_methods_by_the_names_of_operations_are_not_trusted(make, monkeypatch):
+    monkeypatch.setattr(Averages, "pure", True, raising=False)
+    assert pure.kind_of(make()) is None
+
+
+def test_a_state_with_methods_of_the_users_is_not_trusted(recorded):
+    class State(NamedTuple):
+        h: tg.Tensor
+
+        def mean(self):
+            return self.h * factors[0]
+
+    factors = [1.0]
+    for factor in (1.0, 2.0):
+        factors[0] = factor
+        xs, state = normal(1, STEPS, ROWS, SIZE), State(normal(2, ROWS, SIZE))
+        ys, _ = tg.scan(lambda x, state: (x + state.mean(), state), xs, state, engine="array")
+        np.testing.assert_allclose(ys.numpy(), xs.numpy() + factor * state.h.numpy())
+    assert len(recorded) == 2
 
 
 def test_functions_of_packages_need_a_promise():

@@ -63,6 +63,15 @@ def form(nest: Any) -> Any:
     return None
 
 
+def built_in(nest: Any) -> bool:
+    """Whether a nest is made of Python's own tuples, lists and dicts alone, not of types derived from them."""
+    if type(nest) in (tuple, list):
+        return all(map(built_in, nest))
+    if type(nest) is dict:
+        return all(map(built_in, nest.values()))
+    return isinstance(nest, Tensor) or not isinstance(nest, (tuple, list, Mapping))
+
+
 def describe(nest: Any) -> str:
     """How error messages show a nest: its brackets, and the shapes of its tensors."""
     if isinstance(nest, list):

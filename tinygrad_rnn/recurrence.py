@@ -19,7 +19,7 @@ from tinygrad_rnn.compiler.pure import kind_of, remember, remembered
 from tinygrad_rnn.compiler.record import NoCode, Recording, Unrecordable, draw_all, record
 from tinygrad_rnn.compiler.run import compiled, over
 from tinygrad_rnn.compiler.segments import check
-from tinygrad_rnn.nest import describe, filled, form, leaves, map_nest
+from tinygrad_rnn.nest import built_in, describe, filled, form, leaves, map_nest
 from tinygrad_rnn.ops import pad, reshape, stack, unstack, where
 from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
 
@@ -291,7 +291,7 @@ class _Run:
         """One step, recorded or remembered; nothing is drawn."""
         xs, state = self._flat()
         begins = [] if self.begin is None else [leaf for _, leaf in leaves(self.fresh)]
-        kind = None if _observer.get() else kind_of(self.step, begins)
+        kind = None if _observer.get() else kind_of(self.step, begins, built_in(self.xs) and built_in(self.state))
         key = None if kind is None else (kind[0], *self._form(xs, state))
         known = remembered(key) if key else None
         if kind and known:

@@ -15,7 +15,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, TypeAlias
 
 from tinygrad_rnn.compiler.notes import MISSING, contents_of
-from tinygrad_rnn.compiler.proof import BUILTINS, attributes_of, known
+from tinygrad_rnn.compiler.proof import ATTRIBUTES, BUILTINS, attributes_of, known
 from tinygrad_rnn.compiler.record import Draw, Recording
 from tinygrad_rnn.compiler.step import Op, Recorder, Step, Value, hashable, replay
 from tinygrad_rnn.compiler.watch import code_facts, package_of_module
@@ -70,24 +70,29 @@ class Known:
         return Recording(self.step, [values[value] for value in self.consts], draws, _NOTHING, [])
 
 
-def kind_of(cell: Any, others: Iterable[Tensor] = ()) -> tuple[Any, list[Held]] | None:
+def kind_of(cell: Any, others: Iterable[Tensor] = (), provable: bool = True) -> tuple[Any, list[Held]] | None:
     """What a pure cell does, as a key, and what it holds in a fixed order, ``others`` that its step reads included.
 
-    None if that is not known.
+    None if that is not known; it can be proved only if nothing with methods of the user's is given to the cell.
     """
     places: Places = {}
-    kind = _kind(cell, places, {})
+    kind = _kind(cell, places, {}, TRUSTING, provable)
     key = kind, *[_of_value(other, places) for other in others]
     return None if kind is None else (key, [held for _, held in places.values()])
 
 
-def _kind(cell: Any, places: Places, seen: Seen) -> Any:
-    if type(cell) is FunctionType:
-        return _of_held(cell, places, seen, PROVING)
+def _kind(cell: Any, places: Places, seen: Seen, how: int, provable: bool = True) -> Any:
     cls = type(cell)
-    promise = vars(cls).get("pure")
+    promise = vars(cell if cls is FunctionType else cls).get("pure")
+    if not promise and not (promise is None and provable):
+        return None
+    if cls is FunctionType:
+        return _of_held(cell, places, seen, PROVING)
+    how = how if promise else PROVING
+    if how == PROVING and _overrides(cls):
+        return None
     parts: list[Any] = [cls, cls.forward if promise else _shown(cell, places, seen)]
-    if parts[1] is None or promise is False:
+    if parts[1] is None:
         return None
     for name, value in vars(cell).items():
         if type(value) in _EXACT:  # most are
@@ -97,12 +102,20 @@ def _kind(cell: Any, places: Places, seen: Seen) -> Any:
         if part is None and type(value) is FunctionType and _is_ours(value):
             part = value
         if part is None:
-            part = _kind(value, places, seen)
+            part = _kind(value, places, seen, how)
+        elif how == PROVING and isinstance(value, Tensor) and _overrides(type(value)):
+            return None
         if part is not None:
             parts.append((name, part))
         elif name != "_buffers":
             return None
     return tuple(parts)
+
+
+def _overrides(cls: type) -> bool:
+    """Whether a class of the user's has something of its own by a name that stands for an operation."""
+    bases = [base for base in cls.__mro__[:-1] if not base.__module__.startswith("tinygrad_rnn.")]
+    return not all(ATTRIBUTES.isdisjoint(vars(base)) for base in bases)
 
 
 def _shown(cell: Any, places: Places, seen: Seen) -> Any:
@@ -182,7 +195,10 @@ def _of_held(value: Any, places: Places, seen: Seen, how: int) -> Any:
     if kind is ModuleType or kind is BuiltinFunctionType:
         foreign = kind is ModuleType and package_of_module(value) is None
         return None if foreign or (how == PROVING and not known(value)) else value
-    return _of_value(value, places) or _kind(value, places, seen)
+    part = _of_value(value, places)
+    if part is None:
+        return _kind(value, places, seen, how)
+    return None if how == PROVING and isinstance(value, Tensor) and _overrides(kind) else part
 
 
 def _is_ours(function: FunctionType) -> bool:
