@@ -2,15 +2,15 @@
 
 A cell is pure if its class, or the function that it is, says so by an attribute ``pure = True`` of its own: one step
 depends on nothing but its arguments, its attributes (the outer variables and globals of a function) and the modules and
-functions among these, and changes nothing but the generators that it draws from. The library's own cells are. So is a
-function whose code can do nothing else; see ``proof``.
+functions among these, and changes nothing but the generators that it draws from. The library's own cells are. So are a
+function and a module's ``forward`` whose code can do nothing else; see ``proof``.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, TypeAlias
 
@@ -24,14 +24,31 @@ from tinygrad_rnn.random import Generator, default_generator
 from tinygrad_rnn.tensor import Tensor
 
 Held: TypeAlias = Tensor | Generator  # what is not in a cell's kind, which says only where in the cell it is
-Places: TypeAlias = dict[int, tuple[int, Held]]  # by their addresses: the how-manieth each is
-Seen: TypeAlias = dict[FunctionType, int]  # likewise
 MOST = 256
 _known: OrderedDict[Any, Known] = OrderedDict()
 _PLAIN = (int, float, bool, str, type(None))
 _EXACT = frozenset((int, bool, str, type(None)))  # of which those that are equal are alike
 _NOTHING = Recorder()  # to which nothing is written
 TRUSTING, OURS, PROVING = range(3)  # how what a function holds is looked at
+
+
+@dataclass
+class _Look:
+    """What has been come across in a cell.
+
+    Attributes
+    ----------
+    places
+        Tensors and generators by their addresses: the how-manieth each is.
+    seen
+        Functions, likewise.
+    proved
+        Whether something was taken for pure by its code.
+    """
+
+    places: dict[int, tuple[int, Held]] = field(default_factory=dict)
+    seen: dict[FunctionType, int] = field(default_factory=dict)
+    proved: bool = False
 
 
 @dataclass
@@ -75,36 +92,37 @@ def kind_of(cell: Any, others: Iterable[Tensor] = (), provable: bool = True) -> 
 
     None if that is not known; it can be proved only if nothing with methods of the user's is given to the cell.
     """
-    places: Places = {}
-    kind = _kind(cell, places, {}, TRUSTING, provable)
-    key = kind, *[_of_value(other, places) for other in others]
-    return None if kind is None else (key, [held for _, held in places.values()])
-
-
-def _kind(cell: Any, places: Places, seen: Seen, how: int, provable: bool = True) -> Any:
-    cls = type(cell)
-    promise = vars(cell if cls is FunctionType else cls).get("pure")
-    if not promise and not (promise is None and provable):
+    look = _Look()
+    kind = _kind(cell, look, TRUSTING)
+    if kind is None or (look.proved and not provable):
         return None
+    key = kind, *[_of_value(other, look, TRUSTING) for other in others]
+    return key, [held for _, held in look.places.values()]
+
+
+def _kind(cell: Any, look: _Look, how: int) -> Any:
+    cls = type(cell)
     if cls is FunctionType:
-        return _of_held(cell, places, seen, PROVING)
-    how = how if promise else PROVING
+        return _of_held(cell, look, PROVING)
+    promise = vars(cls).get("pure")
+    if not promise:
+        if promise is not None:
+            return None
+        how = PROVING
     if how == PROVING and _overrides(cls):
         return None
-    parts: list[Any] = [cls, cls.forward if promise else _shown(cell, places, seen)]
+    parts: list[Any] = [cls, cls.forward if promise else _shown(cell, look)]
     if parts[1] is None:
         return None
     for name, value in vars(cell).items():
         if type(value) in _EXACT:  # most are
             parts.append((name, type(value), value))
             continue
-        part = _of_value(value, places)
-        if part is None and type(value) is FunctionType and _is_ours(value):
+        part = _of_value(value, look, how)
+        if part is None and promise and type(value) is FunctionType and _is_ours(value):
             part = value
         if part is None:
-            part = _kind(value, places, seen, how)
-        elif how == PROVING and isinstance(value, Tensor) and _overrides(type(value)):
-            return None
+            part = _kind(value, look, how)
         if part is not None:
             parts.append((name, part))
         elif name != "_buffers":
@@ -118,7 +136,7 @@ def _overrides(cls: type) -> bool:
     return not all(ATTRIBUTES.isdisjoint(vars(base)) for base in bases)
 
 
-def _shown(cell: Any, places: Places, seen: Seen) -> Any:
+def _shown(cell: Any, look: _Look) -> Any:
     """What a module's ``forward`` does, if its code and its attributes show that it is pure."""
     cls = type(cell)
     forward, call = getattr(cls, "forward", None), getattr(cls, "__call__", None)  # noqa: B004 - the function itself
@@ -132,13 +150,14 @@ def _shown(cell: Any, places: Places, seen: Seen) -> Any:
     own = {*vars(cell)}.difference(defined)  # what nothing of the class comes before
     if type(getattr(cls, "training", None)) is bool:
         own.add("training")
-    part = _of_function(forward, places, seen, PROVING, own)
+    part = _of_function(forward, look, PROVING, own)
     return None if part is None else (part, getattr(cell, "training", None))
 
 
-def _of_value(value: Any, places: Places) -> Any:
+def _of_value(value: Any, look: _Look, how: int) -> Any:
     """A tensor, a generator or a plain value; None for anything else."""
-    if isinstance(value, Tensor):
+    places = look.places
+    if isinstance(value, Tensor) and not (how == PROVING and _overrides(type(value))):
         place, _ = places.setdefault(id(value), (len(places), value))
         array = value._data
         return place, array.shape, array.dtype, value.requires_grad
@@ -148,14 +167,16 @@ def _of_value(value: Any, places: Places) -> Any:
     return (hashable(value),) if plain else None
 
 
-def _of_function(function: FunctionType, places: Places, seen: Seen, how: int, attributes: Collection[str] = ()) -> Any:
+def _of_function(function: FunctionType, look: _Look, how: int, attributes: Collection[str] = ()) -> Any:
     """A function by its code and by all that it can read; ``attributes`` are looked at by the caller."""
+    seen = look.seen
     if function in seen:
         return seen[function]
     seen[function] = len(seen)
     code, space = function.__code__, function.__globals__
     named, _ = code_facts(code)
     if how == PROVING:
+        look.proved = True
         read = attributes_of(code)
         if read is None or not read.issubset(attributes) or any(n not in space and n not in BUILTINS for n in named):
             return None
@@ -163,14 +184,14 @@ def _of_function(function: FunctionType, places: Places, seen: Seen, how: int, a
     own = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *function.__dict__.values()]
     parts: list[Any] = [code, *function.__dict__]
     for value in [*outer, *own, *[space.get(name, MISSING) for name in named]]:
-        part = _of_held(value, places, seen, how)
+        part = _of_held(value, look, how)
         if part is None:
             return None
         parts.append(part)
     return tuple(parts)
 
 
-def _of_held(value: Any, places: Places, seen: Seen, how: int) -> Any:
+def _of_held(value: Any, look: _Look, how: int) -> Any:
     """What a function holds; None if it is nothing of which it is known when it changes.
 
     A function of the user's that promises speaks for those that it holds (``how`` is TRUSTING). What one of ours holds
@@ -180,25 +201,22 @@ def _of_held(value: Any, places: Places, seen: Seen, how: int) -> Any:
     if kind is FunctionType:
         promise, package = value.__dict__.get("pure"), code_facts(value.__code__)[1]
         if promise:
-            return _of_function(value, places, seen, OURS if package == "" else TRUSTING)
+            return _of_function(value, look, OURS if package == "" else TRUSTING)
         if package is not None:  # by itself alone, if that can be known
             alone = how == TRUSTING or (known(value) if how == PROVING else value.__closure__ is None)
             return value if alone else None
         if how == TRUSTING:
-            return _of_function(value, places, seen, TRUSTING)
-        return _of_function(value, places, seen, PROVING) if promise is None else None
+            return _of_function(value, look, TRUSTING)
+        return _of_function(value, look, PROVING) if promise is None else None
     if kind in (tuple, list):
-        parts = [_of_held(part, places, seen, how) for part in value]
+        parts = [_of_held(part, look, how) for part in value]
         return None if None in parts else (kind, *parts)
     if value is MISSING:
         return value
     if kind is ModuleType or kind is BuiltinFunctionType:
         foreign = kind is ModuleType and package_of_module(value) is None
         return None if foreign or (how == PROVING and not known(value)) else value
-    part = _of_value(value, places)
-    if part is None:
-        return _kind(value, places, seen, how)
-    return None if how == PROVING and isinstance(value, Tensor) and _overrides(kind) else part
+    return _of_value(value, look, how) or _kind(value, look, how)
 
 
 def _is_ours(function: FunctionType) -> bool:
