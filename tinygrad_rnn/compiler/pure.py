@@ -41,13 +41,13 @@ class _Look:
     places
         Tensors and generators by their addresses: the how-manieth each is.
     seen
-        Functions, likewise.
+        Functions, likewise, each with how it was looked at: one that is trusted is not proved by that.
     proved
         Whether something was taken for pure by its code.
     """
 
     places: dict[int, tuple[int, Held]] = field(default_factory=dict)
-    seen: dict[FunctionType, int] = field(default_factory=dict)
+    seen: dict[tuple[FunctionType, int], int] = field(default_factory=dict)
     proved: bool = False
 
 
@@ -169,10 +169,10 @@ def _of_value(value: Any, look: _Look, how: int) -> Any:
 
 def _of_function(function: FunctionType, look: _Look, how: int, attributes: Collection[str] = ()) -> Any:
     """A function by its code and by all that it can read; ``attributes`` are looked at by the caller."""
-    seen = look.seen
-    if function in seen:
-        return seen[function]
-    seen[function] = len(seen)
+    seen, key = look.seen, (function, how)
+    if key in seen:
+        return seen[key]
+    seen[key] = len(seen)
     code, space = function.__code__, function.__globals__
     named, _ = code_facts(code)
     if how == PROVING:
