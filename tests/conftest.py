@@ -2,8 +2,10 @@
 
 import functools
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import strict  # noqa: F401 - registers its backend
@@ -11,6 +13,8 @@ from hypothesis import HealthCheck, settings
 from interpreted import interpreted
 
 import tinygrad_rnn as tg
+from tinygrad_rnn import recurrence
+from tinygrad_rnn.compiler import pure
 
 # Examples may share the ``backend`` fixture: it holds no state that they could change.
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -82,3 +86,18 @@ def _compiles_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tests that name no engine run scans by one that need not compile."""
     with nullcontext() if "engine" in request.fixturenames else tg.use_engine("array"):
         yield
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often `tg.scan` recorded a step; nothing is remembered from before."""
+    calls = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return record(*arguments, **options)
+
+    record = recurrence.record
+    monkeypatch.setattr(recurrence, "record", counted)
+    monkeypatch.setattr(pure, "_known", OrderedDict())
+    return calls

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,8 +14,7 @@ from test_record import ROWS, SIZE, STEPS, engines, learns, normal, results, sam
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import functional as F
-from tinygrad_rnn import nn, recurrence
-from tinygrad_rnn.compiler import pure
+from tinygrad_rnn import nn
 from tinygrad_rnn.nn.simple import IndRNNCell, PReLU
 
 
@@ -339,21 +337,6 @@ class Held:
 
 def twice(times):
     return lambda x: x * (2 * times)
-
-
-@pytest.fixture
-def recorded(monkeypatch):
-    """How often a step was recorded."""
-    calls = []
-
-    def counted(*arguments, **options):
-        calls.append(1)
-        return record(*arguments, **options)
-
-    record = recurrence.record
-    monkeypatch.setattr(recurrence, "record", counted)
-    monkeypatch.setattr(pure, "_known", OrderedDict())
-    return calls
 
 
 def outcome(cell, weights, by):
