@@ -33,11 +33,11 @@ def on_host(values: Any) -> np.ndarray[Any, Any]:
     return values.numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def lengths_of_rows(lengths: Any, steps: int, batch: int) -> tuple[Array, int, int]:
-    """How many steps of each row are real, ints (B,); the fewest and the most."""
+def lengths_of_rows(lengths: Any, steps: int, batch: int, hint: str = "") -> tuple[Array, int, int]:
+    """How many steps of each row are real, ints (B,); the fewest and the most. ``hint`` is for lengths of another B."""
     lengths = on_host(lengths)
     if lengths.shape != (batch,):
-        raise ValueError(f"lengths must have shape ({batch},), one for each row of xs, got {lengths.shape}")
+        raise ValueError(f"lengths must have shape ({batch},), one for each row, got {lengths.shape}{hint}")
     if lengths.dtype.kind not in "iu" and lengths.size:
         raise TypeError(f"lengths must be ints, got dtype {lengths.dtype}")
     rows = lengths.tolist()

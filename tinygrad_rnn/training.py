@@ -179,12 +179,8 @@ def sequence_loss(
     if lengths is not None and mask is not None:
         raise ValueError("give lengths or mask, not both")
     if lengths is not None:
-        if np.shape(on_host(lengths)) != (batch,):
-            raise ValueError(
-                f"lengths must have shape ({batch},), for output of shape (T, B, ...), {output.shape}, got "
-                f"{np.shape(on_host(lengths))}; if a layer has batch_first, give tg.swapaxes(output, 0, 1)"
-            )
-        real = rows_alive(lengths_of_rows(lengths, steps, batch)[0], steps)
+        hint = "; if a layer has batch_first, give tg.swapaxes(output, 0, 1)"
+        real = rows_alive(lengths_of_rows(lengths, steps, batch, hint)[0], steps)
     elif mask is None:
         real = np.ones((steps, batch), bool)
     else:

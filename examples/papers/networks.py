@@ -16,13 +16,14 @@ from tinygrad_rnn.data.tasks import real_steps
 from tinygrad_rnn.nn.gated import LSTM97Cell
 
 Squash: TypeAlias = Callable[[tg.Tensor], tg.Tensor]  # of the output units
+Lengths: TypeAlias = npt.NDArray[np.int64] | None  # shape (B,)
 Learned: TypeAlias = Iterator[tuple[bool, float]]  # of each sequence whether it was wrong, and its error, as it came
 
 
 class Net(Protocol):
     """A network, and how it learns."""
 
-    def __call__(self, xs: tg.Tensor, every_step: bool, lengths: npt.NDArray[np.int64] | None) -> tg.Tensor:
+    def __call__(self, xs: tg.Tensor, every_step: bool, lengths: Lengths) -> tg.Tensor:
         """Outputs at every step, shape (T, B, output_size), or at each sequence's last."""
 
     def learn(self, task: data.Task, generator: tg.Generator) -> Learned:
@@ -83,7 +84,7 @@ class Blocks(nn.Module):
                 gates[first : first + form.blocks] = biases
                 self.cell.bias_gates.data = gates
 
-    def forward(self, xs: tg.Tensor, every_step: bool, lengths: npt.NDArray[np.int64] | None = None) -> tg.Tensor:
+    def forward(self, xs: tg.Tensor, every_step: bool, lengths: Lengths = None) -> tg.Tensor:
         ys, _ = tg.scan(self.cell, xs, lengths=lengths)
         return self.squash(self.out(ys if every_step or lengths is not None else ys[-1]))
 
@@ -145,11 +146,11 @@ class Gated(nn.Module):
         steps = len(task.batch(BATCH, generator).xs)
         nn.init.chrono_(self.rnn.bias_hh_l0, max(steps, 3), generator)
 
-    def scores(self, xs: tg.Tensor, every_step: bool, lengths: npt.NDArray[np.int64] | None) -> tg.Tensor:
+    def scores(self, xs: tg.Tensor, every_step: bool, lengths: Lengths) -> tg.Tensor:
         ys, (h, _) = self.rnn(xs, lengths=lengths)
         return self.out(ys if every_step else h[-1])
 
-    def forward(self, xs: tg.Tensor, every_step: bool, lengths: npt.NDArray[np.int64] | None) -> tg.Tensor:
+    def forward(self, xs: tg.Tensor, every_step: bool, lengths: Lengths) -> tg.Tensor:
         return self.squash(self.scores(xs, every_step, lengths))
 
     def learn(self, task: data.Task, generator: tg.Generator) -> Learned:

@@ -87,11 +87,15 @@ class Compiled:
             groups = step.ys, step.following, step.totals
             self.active = [[value in passed for value in group] for group in groups]
         self.step = step
-        self.forward = Program(step, engine, True, set(self.saved).difference(step.ys[: self.size]))
+        self.forward = self._forwards(step)
         if any(any(flags) for flags in asked):  # at once, so that an engine which has no code for it says so now
             ys = (True,) * self.size + (False,) * (len(step.ys) - self.size)
             last = tuple(self.active[1])
             self._add(ys, last, (True,) * len(step.totals), asked, False, engine)
+
+    def _forwards(self, step: Step) -> Program:
+        """A program whose outputs begin with those of the step; what is saved and not asked for, only we read."""
+        return Program(step, self.engine, True, set(self.saved).difference(step.ys[: self.size]))
 
     @property
     def programs(self) -> list[Program]:
@@ -121,8 +125,7 @@ class Compiled:
     @cached_property
     def marking(self) -> Program:
         """The program forwards that also gives the state before each step; all else has the bits of ``forward``."""
-        step = replace(self.step, ys=[*self.step.ys, *self.step.carry])
-        return Program(step, self.engine, True, set(self.saved).difference(step.ys[: self.size]))
+        return self._forwards(replace(self.step, ys=[*self.step.ys, *self.step.carry]))
 
     @cached_property
     def states(self) -> Program:
