@@ -124,5 +124,5 @@ def test_orders_and_sums_are_those_of_numpy(dtype, shape):
         for axis, keepdims in ((0, False), (0, True), (1, False), ((0, 1), False)):
             found, expected = HOST.sum(array, axis, keepdims), np.sum(values, axis, keepdims=keepdims)
             assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
-            # NumPy adds step by step too, but for axes along memory.
+            # They are not added up in the same order.
             np.testing.assert_allclose(found, expected, rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-4)

@@ -43,6 +43,8 @@ else:
 ROWS = 6
 # Each addition waits for the one before it in its sum: a row alone needs eight sums to keep the processor busy.
 VECTORS_OF_ONE_ROW = 8
+# So many products are added up from 0, and then that to the others: each addition rounds to the size of its sum.
+STRETCH = 64
 # How much of K is packed at a time, and the rows of A that it is then multiplied by while they are at hand.
 DEPTH = 256
 HEIGHT = 96
@@ -168,8 +170,10 @@ def multiply_add(A: Any, packed: Any, C: Any) -> None:
             a = A.ctypes.data + m * A.strides[0]
             b = packed.ctypes.data + n * itemsize * K
             c = C.ctypes.data + m * C.strides[0] + n * itemsize
-            place = (a, A.strides[0], A.strides[1], b, K, c, C.strides[0], (N - n) * itemsize)
-            _block(A, packed, C, rows, vectors, place)
+            for k in range(0, K, STRETCH):
+                depth = min(STRETCH, K - k)
+                at = (a + k * A.strides[1], A.strides[0], A.strides[1], b + k * BYTES, K * BYTES, depth)
+                _block(A, packed, C, rows, vectors, (*at, c, C.strides[0], (N - n) * itemsize))
             m += rows
         n += vectors * lanes
 
@@ -177,8 +181,6 @@ def multiply_add(A: Any, packed: Any, C: Any) -> None:
 @kept
 def product(A: Any, B: Any, C: Any) -> None:
     """``C = A @ B`` where neither is used again: B is packed on the way, so much at a time as stays in the cache.
-
-    Sums over so much of K are added up, rather than all products one by one, which rounds less.
 
     Parameters
     ----------
@@ -188,19 +190,15 @@ def product(A: Any, B: Any, C: Any) -> None:
     M, K = A.shape
     N = B.shape[1]
     itemsize: int = _itemsize(C)  # type: ignore[call-arg]
-    part = np.empty((min(M, HEIGHT), N), C.dtype)
     buffer = np.empty(packed_size(min(K, DEPTH), N, itemsize) + 64, C.dtype)
     start = to_aligned(buffer) // itemsize
-    for k in range(0, max(K, 1), DEPTH):
+    C[:, :] = 0
+    for k in range(0, K, DEPTH):
         depth = min(DEPTH, K - k)
         packed = buffer[start : start + packed_size(depth, N, itemsize)]
         pack(B[k : k + depth], packed)
         for m in range(0, M, HEIGHT):
-            sums = part[: min(HEIGHT, M - m)] if k else C[m : m + HEIGHT]
-            sums[:, :] = 0
-            multiply_add(A[m : m + HEIGHT, k : k + depth], packed, sums)
-            if k:
-                C[m : m + HEIGHT] += sums
+            multiply_add(A[m : m + HEIGHT, k : k + depth], packed, C[m : m + HEIGHT])
 
 
 @intrinsic
@@ -213,7 +211,7 @@ def _block(typing: Any, A: Any, packed: Any, C: Any, rows: Any, vectors: Any, pl
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> ir.Value:
         rows, vectors, place = values[3:]
-        arguments = [builder.extract_value(place, i) for i in range(8)]
+        arguments = [builder.extract_value(place, i) for i in range(9)]
         after = builder.append_basic_block()
         choice = builder.switch(builder.add(builder.mul(rows, rows.type(16)), vectors), after)
         for r in range(1, ROWS + 1):
@@ -236,15 +234,15 @@ def _kernel(module: ir.Module, real: ir.Type, itemsize: int, rows: int, vectors:
     """The function that adds A B to a block of this size; only a single vector may have fewer columns than lanes.
 
     Its arguments are where A's first row is, and the bytes from one row and from one column to the next; where B's
-    first panel is, and K; where the block is, the bytes from one row of C to the next, and the bytes from the block's
-    first column to C's end.
+    first panel is, the bytes from one panel to the next, and how far to run down K; where the block is, the bytes from
+    one row of C to the next, and the bytes from the block's first column to C's end.
     """
     size = cgutils.intp_t
     name = module.get_unique_name(f"product_{rows}x{vectors}")
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [size] * 8), name)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [size] * 9), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
-    a, a_stride, a_step, b, depth, c, c_stride, left = function.args
+    a, a_stride, a_step, b, b_stride, depth, c, c_stride, left = function.args
     builder = ir.IRBuilder(function.append_basic_block())
     registers = _Registers(builder, real, itemsize)
     left = left if vectors == 1 else None
@@ -255,10 +253,10 @@ def _kernel(module: ir.Module, real: ir.Type, itemsize: int, rows: int, vectors:
     block = [(r, v) for r in range(rows) for v in range(vectors)]
     places = {(r, v): add(add(c, c_stride, r), size(v), BYTES) for r, v in block}
     a_rows = [add(a, a_stride, r) for r in range(rows)]
-    panels = [add(b, depth, v * BYTES) for v in range(vectors)]
+    panels = [add(b, b_stride, v) for v in range(vectors)]
     sums = {rv: builder.alloca(registers.vector) for rv in block}
-    for rv, place in places.items():
-        builder.store(registers.load(place, left), sums[rv])
+    for rv in block:
+        builder.store(registers.vector(None), sums[rv])
 
     def step(k: ir.Value) -> None:
         lines = [registers.load(add(panel, k, BYTES)) for panel in panels]
@@ -277,7 +275,7 @@ def _kernel(module: ir.Module, real: ir.Type, itemsize: int, rows: int, vectors:
         step(add(turn.index, turns, unroll))
 
     for rv, place in places.items():
-        registers.store(builder.load(sums[rv]), place, left)
+        registers.store(builder.fadd(registers.load(place, left), builder.load(sums[rv])), place, left)
     builder.ret_void()
     return function
 

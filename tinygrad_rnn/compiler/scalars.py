@@ -170,13 +170,23 @@ def _expm1_of_negative(x: Any) -> Any:
     return _multiply_add(scale, _multiply_add(r * r, _expm1_tail(r), r), scale - _ONE)
 
 
-# tanh(x) = -m / (2 + m) with m = expm1(-2 x), for x >= 0.
+# tanh(x) = 1 - 2 u / (1 + u) with u = exp(-2 x), for x >= 0; where that is below a half, x + x**3 P(x**2).
+
+_TANH_SMALL = np.float32(0.55)
+_TANH_LOW = np.float32(-20)  # below it exp(-2 x) is nothing to 1
+_tanh_tail = _polynomial(
+    -0.33333316445350647, 0.13332544267177582, -0.0538475476205349, 0.02105071395635605, -0.0062428489327430725
+)
 
 
 @_compiled
 def _tanh(x: Any) -> Any:
-    m = _expm1_of_negative(-_TWO * abs(x))
-    return np.copysign(m / (_TWO + m), x)
+    y = abs(x)
+    k, r = _reduced(_TANH_LOW if -_TWO * y < _TANH_LOW else -_TWO * y)
+    u = (_multiply_add(r * r, _exp_tail(r), r) + _ONE) * _two_to(k)
+    square = y * y
+    small = _multiply_add(y * square, _tanh_tail(square), y)
+    return np.copysign(small if y < _TANH_SMALL else _ONE - (u + u) / (_ONE + u), x)
 
 
 # erf(x) = -expm1(-x P(x)), for x >= 0.
