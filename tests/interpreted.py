@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from operator import add
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,15 +49,24 @@ def filled(self: jit.Memory, shape: tuple[int, ...], dtype: Any) -> Any:
     return np.full(shape, np.nan if dtype.kind == "f" else 77, dtype)
 
 
+def share(function: Callable[..., None], rows: int, shards: int, *arguments: Any) -> bool:
+    for shard in range(shards):
+        function(rows * shard // shards, rows * (shard + 1) // shards, *arguments)
+    return True
+
+
+ALONE = SimpleNamespace(code_of=lambda function, *_: function, share=share)  # a team of one thread
+
+
 @contextmanager
 def interpreted() -> Iterator[None]:
     """Inside the ``with`` block the engine compiles nothing."""
-    before = jit._compiled, jit.packed_weight, jit.Memory.array
-    jit._compiled, jit.packed_weight, jit.Memory.array = uncompiled, lambda weight, _: weight, filled
+    before = jit._compiled, jit.team, jit.packed_weight, jit.Memory.array
+    jit._compiled, jit.team, jit.packed_weight, jit.Memory.array = uncompiled, ALONE, lambda weight, _: weight, filled
     try:
         yield
     finally:
-        jit._compiled, jit.packed_weight, jit.Memory.array = before
+        jit._compiled, jit.team, jit.packed_weight, jit.Memory.array = before
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from interpreted import interpreted, rows_last
+from interpreted import ALONE, interpreted, rows_last
 from numba import njit
 from scan_ways import B, T, derivatives, leaf, made, same, weights
 
@@ -152,18 +152,13 @@ def test_totals(name, by):
 @contextmanager
 def in_shards():
     """Loops that can be run for some rows at a time are, however little work it is: for one row after the other."""
-    names = {"LEAST_WORK": 0, "get_num_threads": lambda: B, "run_shards": one_after_the_other}
+    names = {"LEAST_WORK": 0, "get_num_threads": lambda: B, "team": ALONE}
     before = {name: vars(jit)[name] for name in names}
     vars(jit).update(names)
     try:
         yield
     finally:
         vars(jit).update(before)
-
-
-def one_after_the_other(function, shards):
-    for shard in shards:
-        function(*shard)
 
 
 MIXED = {

@@ -11,7 +11,7 @@ import threadpoolctl
 from test_threads import PATIENCE, fresh, in_threads, needs_fork, python  # noqa: F401 - fresh is a fixture
 
 from tinygrad_rnn import threads
-from tinygrad_rnn.threads import blas_limited, run_shards, set_num_threads
+from tinygrad_rnn.threads import blas_limited
 
 
 class Library:
@@ -220,51 +220,6 @@ def test_limit_of_another_thread_is_left_to_it(monkeypatch: pytest.MonkeyPatch):
     assert library.get_num_threads() == 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_helpers_are_limited_like_their_caller(monkeypatch: pytest.MonkeyPatch, kind):
-    library = Library(6, *kind)
-    loaded(monkeypatch, library)
-    set_num_threads(3)
-
-    def numbers():
-        all_here, seen = threading.Barrier(3), []
-
-        def shard():
-            all_here.wait(PATIENCE)
-            seen.append(library.get_num_threads())
-            all_here.wait(PATIENCE)
-
-        run_shards(shard, [()] * 3)
-        return seen
-
-    assert numbers() == [6, 6, 6]
-    with blas_limited():
-        assert numbers() == [1, 1, 1]
-    assert numbers() == [6, 6, 6]
-
-
-def test_failure_to_limit_a_helper_reaches_the_caller(monkeypatch: pytest.MonkeyPatch):
-    """And the helper lives on."""
-    library = Library(6, "mkl", "intel")
-    loaded(monkeypatch, library)
-    set_num_threads(2)
-    caller, failed, get = threading.get_ident(), threading.Event(), library.get_num_threads
-
-    def get_in_caller_only():
-        if threading.get_ident() == caller:
-            return get()
-        failed.set()
-        raise OSError("no number")
-
-    with blas_limited():
-        library.get_num_threads = get_in_caller_only
-        with pytest.raises(OSError, match="no number"):
-            run_shards(failed.wait, [(PATIENCE,), (PATIENCE,)])
-        library.get_num_threads = get
-    both_here = threading.Barrier(2)
-    run_shards(both_here.wait, [(PATIENCE,), (PATIENCE,)])
-
-
 def test_many_threads_enter_and_leave(monkeypatch: pytest.MonkeyPatch):
     shared, own = Controlled(6), Library(4, "mkl", "intel")
     loaded(monkeypatch, shared, own)
@@ -284,9 +239,6 @@ def test_without_threadpoolctl_it_does_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     with blas_limited(), blas_limited():
         assert threads._blas.libraries == []
-        set_num_threads(2)
-        both_here = threading.Barrier(2)
-        run_shards(both_here.wait, [(PATIENCE,), (PATIENCE,)])
 
 
 @needs_fork

@@ -1,9 +1,4 @@
-"""The threads of the compiled loops: how many there may be, shards of a batch spread over them, and BLAS held to one.
-
-A shard is a part of a batch whose loop needs nothing of the others. Compiled code releases the GIL, so the shards of a
-batch run at the same time on Python's own threads. The caller runs shards too and waits only for those that another
-thread has begun. So nothing can wait in a circle, whoever calls, and busy threads cost no more than their absence.
-"""
+"""How many threads compiled loops may use, and BLAS held to one."""
 
 from __future__ import annotations
 
@@ -11,11 +6,8 @@ import operator
 import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
-from queue import SimpleQueue
 from threading import get_ident
 from typing import Any, SupportsIndex
 
@@ -72,148 +64,6 @@ def _usable() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-# Shards
-
-
-def cuts(n: int, parts: int) -> list[tuple[int, int]]:
-    """``n`` in so many nearly equal parts: from and to."""
-    ends = [n * k // parts for k in range(parts + 1)]
-    return [(i, j) for i, j in pairwise(ends) if i < j]
-
-
-class _Local(threading.local):
-    in_shard = False
-
-
-_local = _Local()
-
-
-class _Job:
-    """The shards of one call, which any thread may take from."""
-
-    def __init__(self, function: Callable[..., object], shards: Sequence[tuple[Any, ...]]) -> None:
-        self.function = function
-        self.waiting = deque(enumerate(shards))
-        self.errors: list[tuple[bool, int, BaseException]] = []
-        self.limit_helpers = False
-
-    def work(self) -> None:
-        """Run shards until none waits."""
-        while self.waiting:
-            try:
-                index, shard = self.waiting.popleft()
-            except IndexError:  # another thread was faster
-                return
-            try:
-                self.function(*shard)
-            except BaseException as error:
-                self.fail(index, error)
-
-    def help(self) -> None:
-        """Work in a thread other than the caller's."""
-        if not self.limit_helpers:
-            self.work()
-            return
-        try:
-            with blas_limited():
-                self.work()
-        except BaseException as error:
-            self.fail(-1, error)
-
-    def work_with_help(self, helpers: int) -> None:
-        """Work while up to so many other threads help; returns when none is at work."""
-        self.limit_helpers = _blas.must_limit_helpers()
-        locks = [threading.Lock() for _ in range(helpers)]
-        _local.in_shard = True
-        try:
-            _team.ask(self, locks)
-            self.work()
-        except BaseException as interruption:
-            self.fail(-1, interruption)
-        finally:
-            _local.in_shard = False
-        # No shard waits any more: a helper that comes now finds none, and one at work holds its lock.
-        for lock in locks:
-            while True:
-                try:
-                    with lock:
-                        break
-                except BaseException as interruption:  # the helpers still write to what the caller may use next
-                    self.fail(-1, interruption)
-        del self.function  # a helper that comes too late need not keep its arrays alive
-
-    def fail(self, index: int, error: BaseException) -> None:
-        """Keep the error for the caller; an interruption also takes the waiting shards away."""
-        if not isinstance(error, Exception):
-            self.waiting.clear()
-        self.errors.append((isinstance(error, Exception), index, error))
-
-
-class _Team:
-    """Threads that wait for jobs: daemons, which the end of the program need not wait for."""
-
-    def __init__(self) -> None:
-        self.tickets: SimpleQueue[tuple[_Job, threading.Lock]] = SimpleQueue()
-        self.size = 0
-        self.growing = threading.Lock()
-
-    def ask(self, job: _Job, locks: list[threading.Lock]) -> None:
-        """Ask for a helper for each lock, which it holds while it works."""
-        if self.size < len(locks):
-            with self.growing:
-                while self.size < len(locks):
-                    threading.Thread(target=_serve, args=(self.tickets,), name="tinygrad_rnn", daemon=True).start()
-                    self.size += 1
-        for lock in locks:
-            self.tickets.put((job, lock))
-
-
-def _serve(tickets: SimpleQueue[tuple[_Job, threading.Lock]]) -> None:
-    _local.in_shard = True
-    while True:
-        job, lock = tickets.get()
-        with lock:
-            job.help()
-        del job  # or its function would live until the next one comes
-
-
-_team = _Team()
-
-
-def run_shards(function: Callable[..., object], shards: Sequence[tuple[Any, ...]]) -> None:
-    """Call ``function(*shard)`` for each shard, on at most `get_num_threads` threads.
-
-    It returns when all shards have ended. Every shard is run, also after another has raised; then the error of the
-    first shard that raised, in the order of ``shards``, is raised. An interruption, such as ``KeyboardInterrupt``, is
-    raised as soon as the shards already begun have ended.
-
-    A call from within a shard runs in its own thread alone. So do one shard, and all of them where one thread is
-    allowed. Other threads see no context variable of the caller; under `blas_limited` they are limited too.
-
-    Parameters
-    ----------
-    function
-        It gains from several threads only while it releases the GIL.
-    shards
-        The arguments of each call.
-    """
-    if len(shards) == 1:
-        function(*shards[0])
-        return
-    job = _Job(function, shards)
-    helpers = min(len(shards), get_num_threads()) - 1
-    if helpers < 1 or _local.in_shard:
-        job.work()
-    else:
-        job.work_with_help(helpers)
-    if job.errors:
-        errors, job.errors = job.errors, []
-        try:
-            raise min(errors, key=lambda entry: entry[:2])[2]
-        finally:
-            del errors  # or the error would hold this frame, and this frame the error
 
 
 # BLAS
@@ -275,10 +125,6 @@ class _Blas:
                 _set(library, former)
             self.former.clear()
 
-    def must_limit_helpers(self) -> bool:
-        """Whether a thread that helps this one has to limit a number of its own."""
-        return get_ident() in self.inside and not all(map(_one_number, self.libraries))
-
     def after_fork(self) -> None:
         """In the child: the other threads that were inside are not there to leave."""
         self.lock = threading.Lock()
@@ -302,7 +148,7 @@ _blas = _Blas()
 
 @contextmanager
 def blas_limited() -> Iterator[None]:
-    """Let BLAS use one thread inside the ``with`` block, as befits products within shards.
+    """Let BLAS use one thread inside the ``with`` block: its own go on spinning, on the cores that loops need.
 
     It is for one's own loops: OpenBLAS has one number for all threads, so others are limited meanwhile as well. Blocks
     may be nested and may overlap in several threads; the last to end sets the former number back. A library that is
@@ -320,8 +166,6 @@ def blas_limited() -> Iterator[None]:
 
 def _after_fork() -> None:
     """In the child, where no other thread survives."""
-    global _team
-    _team = _Team()
     _blas.after_fork()
 
 

@@ -18,23 +18,23 @@ from numba.core.caching import FunctionCache
 from numba.core.compiler import Compiler
 
 from tinygrad_rnn.backend import NUMPY
-from tinygrad_rnn.compiler import philox
+from tinygrad_rnn.compiler import team
 from tinygrad_rnn.compiler.cache import module_of
 from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, SUM, Store
 from tinygrad_rnn.compiler.loops import Generator
 from tinygrad_rnn.compiler.memory import SHARING, Memory, empty
-from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product
+from tinygrad_rnn.compiler.philox import uniform
+from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product, product_of_rows
 from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS, plus, where
 from tinygrad_rnn.compiler.split import Run, Split
 from tinygrad_rnn.compiler.step import Value
-from tinygrad_rnn.threads import blas_limited, cuts, get_num_threads, run_shards
+from tinygrad_rnn.threads import blas_limited, get_num_threads
 
 FUSES = True
 ROWS_APART = True  # the rows of its products have the same bits among any other rows
-LEAST_WORK = 1 << 25  # multiplications of a run that are worth a second thread
-
-NUMPY.uniform_of_keys = philox.uniform
+LEAST_WORK = 1 << 22  # multiplications of a run that are worth a second thread
+MANY_NUMBERS = 1 << 16  # and random numbers
 
 
 def backend(F: Any) -> Any:
@@ -77,11 +77,14 @@ class _NoAlias(Compiler):  # type: ignore[misc, unused-ignore]
         return super().define_pipelines()  # type: ignore[no-untyped-call]
 
 
+OUT_OF_RANGE = "an index of the cell is out of range"
+
+
 @kept
 def _row(index: int, rows: int) -> int:
     """An index as NumPy takes it."""
     if index < -rows or index >= rows:
-        raise IndexError("an index of the cell is out of range")
+        raise IndexError(OUT_OF_RANGE)
     return index + rows if index < 0 else index
 
 
@@ -129,6 +132,18 @@ def _compiled(text: str) -> Callable[..., None]:
     return loop
 
 
+def _uniform_of_keys(keys: Any, out: Any) -> None:
+    """Fill each row of ``out``, float32 or float64, with the uniform numbers of its key, a row of ``keys``."""
+    shards = min(get_num_threads(), len(keys)) if out.size >= MANY_NUMBERS else 1
+    if shards < 2:
+        uniform(0, len(keys), keys, out)
+    elif not team.share(team.code_of(uniform, keys, out), len(keys), shards, keys, out):
+        raise MemoryError("no memory for random numbers")
+
+
+NUMPY.uniform_of_keys = _uniform_of_keys
+
+
 @cache
 def _called() -> str:
     """Stands for all code that generated source calls, which Numba's cache does not look at."""
@@ -155,6 +170,11 @@ def _sum_steps(array: Any, out: Any) -> None:
                 out[i, j] += array[i, t, j]
 
 
+def shards_of(rows: int, work: int) -> int:
+    """In how many parts rows are shared out, of each of which there are so many multiplications."""
+    return min(get_num_threads(), rows) if rows * work > LEAST_WORK else 1
+
+
 class _Host(type(NUMPY)):  # type: ignore[misc]
     """NumPy, with matrix products by our own kernel, shared out over our threads.
 
@@ -175,10 +195,11 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
                 return np.matmul(a, b)
         shape = a.shape[0], b.shape[1]
         out = (empty if self.feeding else np.empty)(shape, a.dtype)
-        if a.size * b.shape[1] > LEAST_WORK:
-            run_shards(product, [(a[i:j], b, out[i:j]) for i, j in cuts(len(a), get_num_threads())])
-        else:
+        shards = shards_of(len(a), a.shape[1] * b.shape[1])
+        if shards < 2:
             product(a, b, out)
+        elif not team.share(team.code_of(product_of_rows, a, b, out), len(a), shards, a, b, out):
+            raise MemoryError("no memory to pack a matrix")
         return out
 
     def sum(self, array: Any, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
@@ -241,6 +262,7 @@ class Loop:
         self.split = split
         self.code = code = Generator(split).generated()
         self.source = code.text
+        self.machine_code = 0  # where that is, once it is known; the types of the arguments are always the same
         self.constants = [*[np.dtype(dtype).type(number) for number, dtype in code.numbers], *code.sizes]
         # What each argument is: where its memory comes from, and of which part of the state it is, which comes once.
         slots = {
@@ -256,19 +278,21 @@ class Loop:
 
     def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
         """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""
-        code, steps = self.code, run.steps
+        code, steps, reverse = self.code, run.steps, bool(reverse)
         memory = Memory()
         arguments, states = self.laid_out(run, memory)
         for k, part in states.items():
             part[steps if reverse and code.kept[k] else 0] = carry[k]
         arguments += [packed_weight(run[value], memory) for value in code.packed]
         arguments += self.constants
+        shards = shards_of(code.rows, steps * code.work)
         loop = _compiled(code.text)
-        if code.rows and steps * code.rows * code.work > LEAST_WORK:
-            shards = cuts(code.rows, get_num_threads())
-            run_shards(lambda b0, b1: loop(steps, reverse, b0, b1, *arguments), shards)
+        if shards < 2:
+            loop(0, code.rows, steps, reverse, *arguments)
         else:
-            loop(steps, reverse, 0, code.rows, *arguments)
+            self.machine_code = self.machine_code or team.code_of(loop, steps, reverse, *arguments)
+            if not team.share(self.machine_code, code.rows, shards, steps, reverse, *arguments):
+                raise IndexError(OUT_OF_RANGE)
         return [self._last(run, reverse, k, states[k]) for k in range(len(carry))]
 
     def laid_out(self, run: Run, memory: Memory) -> tuple[list[Any], dict[int, Any]]:

@@ -166,9 +166,9 @@ class NumbaLane(Lane):
         self.ys = [ys[value] if value in ys else run[value] for value in step.ys]
         self.form, self.check = form, _checks(run.F, recording, self.ys)
         self.function = loop.engine._compiled(_taking_over(program.source, [(k, step.carry[k]) for k in states]))
-        rest = (False, 0, program.code.rows, *arguments, *packed, *program.constants)
-        self.function(0, *rest)  # so that it is compiled now
-        self.arguments = (1, *rest)
+        rest = (False, *arguments, *packed, *program.constants)
+        self.function(0, program.code.rows, 0, *rest)  # so that it is compiled now
+        self.arguments = (0, program.code.rows, 1, *rest)
 
     def run(self) -> None:
         try:

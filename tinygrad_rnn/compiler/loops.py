@@ -23,7 +23,7 @@ TAKEN = ("b", "i", "k", "n", "r", "total")  # with a number: rows, indices, cons
 
 @dataclass
 class Source:
-    """The generated function ``loop(steps, backwards, b0, b1, *arguments)``.
+    """The generated function ``loop(b0, b1, steps, backwards, *arguments)``: so many steps of rows b0 to b1.
 
     Attributes
     ----------
@@ -86,8 +86,8 @@ class Generator(Layout):
         sizes = list(self.sizes.values())
         names = [*self.memory_names(), *self.packed.values(), *[name for name, _ in self.numbers.values()], *sizes]
         head = [
-            f"def loop({', '.join(['steps', 'backwards', 'b0', 'b1', *names])}):",
-            *[f"    {name} = unsigned({name})" for name in ("steps", "b0", "b1", *sizes)],
+            f"def loop({', '.join(['b0', 'b1', 'steps', 'backwards', *names])}):",
+            *[f"    {name} = unsigned({name})" for name in ("b0", "b1", "steps", *sizes)],
             "    for s in range(steps):",
             "        t = steps - one_step - s if backwards else s",
             "        before = t + one_step if backwards else t",

@@ -37,7 +37,7 @@ class Pool:
         """
         unit = 1 << max(size.bit_length() - 4, 0)
         size = -(-size // unit) * unit  # so that sequences nearly as long find it again
-        for key in list(self.blocks):
+        for key in reversed(list(self.blocks)):  # what was taken last may still be in the processor's caches
             if key[0] != size:
                 continue
             popped = [self.blocks.pop(key, None)]

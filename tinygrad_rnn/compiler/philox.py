@@ -13,7 +13,6 @@ from numba import types  # type: ignore[import-not-found, unused-ignore]
 from numba.extending import intrinsic  # type: ignore[import-not-found, unused-ignore]
 
 from tinygrad_rnn.compiler.product import kept
-from tinygrad_rnn.threads import cuts, get_num_threads, run_shards
 
 # Philox4x64-10: Salmon, Moraes, Dror & Shaw, Parallel random numbers: as easy as 1, 2, 3, SC 2011, section 3.3.
 ROUNDS = 10
@@ -21,13 +20,6 @@ FACTORS = np.uint64(0xCA5A826395121157), np.uint64(0xD2E7470EE14C6C93)
 BUMPS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 # An integer of so many bits less, times this, is a number in [0, 1).
 SINGLE, DOUBLE = (np.uint32(8), np.float32(2.0**-24)), (np.uint64(11), np.float64(2.0**-53))
-MANY = 1 << 16  # numbers that are worth a second thread
-
-
-def uniform(keys: Any, out: Any) -> None:
-    """Fill each row of ``out``, float32 or float64, with the numbers of its key, a row of ``keys``."""
-    parts = cuts(len(keys), get_num_threads() if out.size >= MANY else 1)
-    run_shards(_singles if out.dtype == np.float32 else _doubles, [(keys[i:j], out[i:j]) for i, j in parts])
 
 
 @intrinsic
@@ -76,3 +68,12 @@ def _doubles(keys: Any, out: Any) -> None:
         _stream((keys[row, 0], keys[row, 1]), words)
         for i in range(out.shape[1]):
             out[row, i] = np.float64(words[i] >> shift) * scale
+
+
+@kept
+def uniform(i: int, j: int, keys: Any, out: Any) -> None:
+    """Fill rows i to j of ``out``, float32 or float64, with the numbers of their keys, rows of ``keys``."""
+    if out.itemsize == 4:
+        _singles(keys[i:j], out[i:j])
+    else:
+        _doubles(keys[i:j], out[i:j])

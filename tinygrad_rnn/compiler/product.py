@@ -201,6 +201,12 @@ def product(A: Any, B: Any, C: Any) -> None:
             multiply_add(A[m : m + HEIGHT, k : k + depth], packed, C[m : m + HEIGHT])
 
 
+@kept
+def product_of_rows(i: int, j: int, A: Any, B: Any, C: Any) -> None:
+    """Rows i to j of `product`."""
+    product(A[i:j], B, C[i:j])
+
+
 @intrinsic
 def _block(typing: Any, A: Any, packed: Any, C: Any, rows: Any, vectors: Any, place: Any) -> Any:
     """Call the kernel of this size with ``place``; the arrays only say of which type."""
