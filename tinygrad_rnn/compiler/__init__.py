@@ -10,7 +10,7 @@ To be read in this order:
   ``pure``, doing without a recording, and ``proof``, of what that is safe
 - parting: ``derive``, ``split``, ``program``, ``run``; ``segments``, less memory for more time
 - engines: ``engines`` names them; ``array``; Numba's in parts: ``lower``, ``places``, ``layout`` where things are,
-  ``loops`` the generated source, ``scalars``, ``product`` and ``philox`` what it calls, ``memory``, ``cache``, and
-  ``jit``, which is the engine
+  ``loops`` the generated source, ``scalars``, ``product`` and ``philox`` what it calls, ``memory``, its threads in
+  ``team``, ``cache``, and ``jit``, which is the engine
 - besides: ``lanes``, one step at a time, for `compile_step`; ``explain``, for `plan`
 """

@@ -18,12 +18,11 @@ from numba.core.caching import FunctionCache
 from numba.core.compiler import Compiler
 
 from tinygrad_rnn.backend import NUMPY
-from tinygrad_rnn.compiler import team
+from tinygrad_rnn.compiler import philox, team
 from tinygrad_rnn.compiler.cache import module_of
 from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, SUM, Store
 from tinygrad_rnn.compiler.loops import Generator
 from tinygrad_rnn.compiler.memory import SHARING, Memory, empty
-from tinygrad_rnn.compiler.philox import uniform
 from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product, product_of_rows
 from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS, plus, where
@@ -34,7 +33,8 @@ from tinygrad_rnn.threads import blas_limited, get_num_threads
 FUSES = True
 ROWS_APART = True  # the rows of its products have the same bits among any other rows
 LEAST_WORK = 1 << 22  # multiplications of a run that are worth a second thread
-MANY_NUMBERS = 1 << 16  # and random numbers
+
+NUMPY.uniform_of_keys = philox.uniform
 
 
 def backend(F: Any) -> Any:
@@ -130,18 +130,6 @@ def _compiled(text: str) -> Callable[..., None]:
     if module is not None:
         loop._cache = _Cache(space["loop"])  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
     return loop
-
-
-def _uniform_of_keys(keys: Any, out: Any) -> None:
-    """Fill each row of ``out``, float32 or float64, with the uniform numbers of its key, a row of ``keys``."""
-    shards = min(get_num_threads(), len(keys)) if out.size >= MANY_NUMBERS else 1
-    if shards < 2:
-        uniform(0, len(keys), keys, out)
-    elif not team.share(team.code_of(uniform, keys, out), len(keys), shards, keys, out):
-        raise MemoryError("no memory for random numbers")
-
-
-NUMPY.uniform_of_keys = _uniform_of_keys
 
 
 @cache

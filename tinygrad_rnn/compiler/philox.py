@@ -12,7 +12,9 @@ from llvmlite import ir  # type: ignore[import-not-found, import-untyped, unused
 from numba import types  # type: ignore[import-not-found, unused-ignore]
 from numba.extending import intrinsic  # type: ignore[import-not-found, unused-ignore]
 
+from tinygrad_rnn.compiler import team
 from tinygrad_rnn.compiler.product import kept
+from tinygrad_rnn.threads import get_num_threads
 
 # Philox4x64-10: Salmon, Moraes, Dror & Shaw, Parallel random numbers: as easy as 1, 2, 3, SC 2011, section 3.3.
 ROUNDS = 10
@@ -20,6 +22,7 @@ FACTORS = np.uint64(0xCA5A826395121157), np.uint64(0xD2E7470EE14C6C93)
 BUMPS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 # An integer of so many bits less, times this, is a number in [0, 1).
 SINGLE, DOUBLE = (np.uint32(8), np.float32(2.0**-24)), (np.uint64(11), np.float64(2.0**-53))
+MANY = 1 << 16  # numbers that are worth a second thread
 
 
 @intrinsic
@@ -71,9 +74,18 @@ def _doubles(keys: Any, out: Any) -> None:
 
 
 @kept
-def uniform(i: int, j: int, keys: Any, out: Any) -> None:
-    """Fill rows i to j of ``out``, float32 or float64, with the numbers of their keys, rows of ``keys``."""
+def _fill(i: int, j: int, keys: Any, out: Any) -> None:
     if out.itemsize == 4:
         _singles(keys[i:j], out[i:j])
     else:
         _doubles(keys[i:j], out[i:j])
+
+
+def uniform(keys: Any, out: Any) -> None:
+    """Fill each row of ``out``, float32 or float64, with the numbers of its key, a row of ``keys``."""
+    rows = len(keys)
+    shards = min(get_num_threads(), rows) if out.size >= MANY else 1
+    if shards < 2:
+        _fill(0, rows, keys, out)
+    elif not team.share(team.code_of(_fill, keys, out), rows, shards, keys, out):
+        raise MemoryError("no memory for random numbers")

@@ -261,7 +261,7 @@ _codes: dict[Any, int] = {}
 
 
 def _kind(argument: Any) -> Any:
-    """Tells those apart for which Numba compiles other code, and takes less time for it than Numba's own types."""
+    """Tells those apart whose code is not the same, and takes less time for it than Numba's own types."""
     if not isinstance(argument, np.ndarray):
         return type(argument)
     flags = argument.flags
@@ -278,7 +278,7 @@ def share(code: int, rows: int, shards: int, *arguments: Any) -> bool:
     bool
         Whether no call has raised.
     """
-    team = _team
+    team, shards = _team, min(shards, MOST)
     if not team.busy.acquire(blocking=False):
         board = Board()
         return bool(_shared(board.place, code, rows, shards, *arguments))
