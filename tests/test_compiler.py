@@ -345,6 +345,13 @@ def test_where_the_work_is(kind, by):
     assert by == "array" or tuple([p.loop.source.count("for ") for p in (plan.forward, back)]) == loops
 
 
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_what_is_joined_is_written_where_it_will_be(kind):
+    _, back = programs(kind, "array")
+    assert "concatenate" in back.loop.source
+    assert "] = " not in back.loop.source
+
+
 def divides_vectors(text):
     """Whether a loop has a division of vectors, which only the activations in the loop over gates are made of."""
     space = dict(jit.SPACE)

@@ -125,13 +125,20 @@ class Backend:
     def unstack(self, array: Array, axis: int = 0) -> list[Array]:
         if not array.ndim:
             raise ValueError("unstack of a 0-d tensor: it has no axis to take apart")
-        lead = (slice(None),) * (axis % array.ndim)
+        axis %= array.ndim
+        if axis == 0 and array.ndim > 1:
+            return list(array)  # in a third of the time
+        lead = (slice(None),) * axis
         return [array[(*lead, i, ...)] for i in range(array.shape[axis])]  # with ... an element stays an array
 
     def sigmoid(self, x: Array, out: Array = None) -> Array:
         # exp(-x) may overflow to infinity, whose reciprocal is the right answer, 0.
         with np.errstate(over="ignore"):
-            return self.reciprocal(self.add(self.exp(self.negative(x)), 1), out=out)
+            return self.sigmoid_unguarded(x, out)
+
+    def sigmoid_unguarded(self, x: Array, out: Array = None) -> Array:
+        """The same, for whoever ignores overflow already."""
+        return self.reciprocal(self.add(self.exp(self.negative(x)), 1), out=out)
 
     def erf(self, x: Array) -> Array:
         return _erf(self, x)
@@ -198,10 +205,9 @@ class _NumPy(Backend):
     def sum(self, array: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
         return np.add.reduce(array, axis, keepdims=keepdims)  # type: ignore[call-overload]
 
-    def sigmoid(self, x: Array, out: Array = None) -> Array:
+    def sigmoid_unguarded(self, x: Array, out: Array = None) -> Array:
         out = np.asarray(np.negative(x, out))
-        with np.errstate(over="ignore"):
-            np.exp(out, out)
+        np.exp(out, out)
         np.add(out, _ONE.get(out.dtype, 1), out)
         return np.reciprocal(out, out)
 

@@ -90,9 +90,9 @@ class Loop:
         for op in self.calls:
             outs = [name(value) for value in op.results]
             if op.rule.name == "concatenate":
-                for part, (where, text) in zip(op.operands, _places(op), strict=True):
-                    if self.parts.get(part) != (op.results[0], where):
-                        lines.append(f"{outs[0]}[{text}] = {name(part)}")
+                for part, place in zip(op.operands, _places(op), strict=True):
+                    if self.parts.get(part) != (op.results[0], place):
+                        lines.append(f"{outs[0]}[{place[1]}] = {name(part)}")
                 continue
             arguments = ", ".join([name(operand) for operand in op.operands])
             if _writes(op):
@@ -135,7 +135,8 @@ class Loop:
         if F not in self._functions:
             space: dict[str, Any] = {name: _function(F, op, name) for name, op in self.functions.items()}
             exec(compile(self.source, "<loop>", "exec"), space)
-            self._functions[F] = space["loop"]
+            # Entering this for each sigmoid would take as long as half of one.
+            self._functions[F] = np.errstate(over="ignore")(space["loop"]) if "sigmoid" in space else space["loop"]
         return self._functions[F]
 
     def _laid_out(self, run: Run, reverse: bool, carry: Sequence[Any]) -> dict[Value, Rows]:
@@ -240,7 +241,7 @@ def _writes(op: Op) -> bool:
 
 def _function(F: Any, op: Op, name: str) -> Callable[..., Any]:
     if name == "sigmoid":
-        return F.sigmoid  # type: ignore[no-any-return]
+        return F.sigmoid_unguarded  # type: ignore[no-any-return]
     if name == op.rule.name:
         return getattr(F.library, name)  # type: ignore[no-any-return]
     forward, named = op.rule.forward, op.named
