@@ -53,41 +53,52 @@ class Loop:
         self.persistent = _persistent(split)
         self.views: list[Op] = []
         self.calls: list[Op] = []
+        self.owners: list[Value] = []  # what has memory of its own
         self.parts: dict[Value, tuple[Value, Any]] = {}  # what is written into what it will be joined to: where
+        self.copied: dict[Value, Value] = {}  # what is kept of the several views of something: of which view a copy
         kept = self.persistent.union(split.step.following)
         for op in split.loop:
-            if op.rule.view and kept.isdisjoint(op.results) and not (op.rule.name == "reshape" and self._strided(op)):
+            view = op.rule.view and not (op.rule.name == "reshape" and self._strided(op))
+            keeping = kept.intersection(op.results)
+            if view and (op.rule.several or not keeping):
                 self.views.append(op)
-            else:
-                self.calls.append(op)
+                self.copied |= {value: Value(value.shape, value.dtype) for value in keeping}
             if op.rule.name == "concatenate":
-                owned = {value for call in self.calls[:-1] for value in call.results}
                 for part, where in zip(op.operands, _places(op), strict=True):
-                    if part in owned and part not in kept and part not in self.parts:
+                    if part in self.owners and part not in kept and part not in self.parts:
                         self.parts[part] = op.results[0], where
+            if keeping or not view:
+                self.calls.append(op)
+                self.owners += [value for value in op.results if value in keeping or not view]
         self._functions: dict[Any, Callable[..., None]] = {}
         self.source, self.functions, self.rows, self.constants = self._generated()
 
     def _strided(self, op: Op) -> bool:
         """Whether the operand may not be contiguous, so that a reshape of it would be a copy."""
         (operand,) = op.inputs
-        return not any(operand in call.results for call in self.calls) or operand in self.parts
+        return operand not in self.owners or operand in self.parts
 
     def _generated(self) -> tuple[str, dict[str, Op], list[Value], list[Value]]:
         """Source, what its names stand for, and which values it is given: rows at each step, and constants."""
         step = self.split.step
-        changing = {*self.split.streamed, *step.carry, *[v for op in self.split.loop for v in op.results]}
+        made = [value for op in self.split.loop for value in op.results]
+        views = set(self.copied.values())
+        changing = {*self.split.streamed, *step.carry, *made, *views}
         names: dict[Value, str] = {}
 
         def name(operand: Any) -> str:
             if type(operand) is not Value:
                 return repr(operand)
-            label = operand.op.rule.name if operand.op else "state" if operand in step.carry else "given"
+            other = "state" if operand in step.carry else "view" if operand in views else "given"
+            label = operand.op.rule.name if operand.op else other
             return names.setdefault(operand, f"{operand.name or label}{len(names)}")
 
         lines = []
         functions: dict[str, Op] = {}
         for op in self.calls:
+            if op in self.views:
+                lines += [f"{name(v)}[...] = {name(self.copied[v])}" for v in op.results if v in self.copied]
+                continue
             outs = [name(value) for value in op.results]
             if op.rule.name == "concatenate":
                 for part, place in zip(op.operands, _places(op), strict=True):
@@ -147,7 +158,7 @@ class Loop:
         stacked = set(self.split.stacked)
         handed_on = sum(value in step.carry for value in step.following)  # from one part of the state to another
         lives = 2 + handed_on  # for so many steps a part of the state may be read
-        for value in [value for op in reversed(self.calls) for value in op.results]:
+        for value in reversed(self.owners):
             if value in self.parts:
                 whole, (where, _) = self.parts[value]
                 rows[value] = _each(itemgetter(where), rows[whole])
@@ -182,7 +193,7 @@ class Loop:
                 states[k].append(after)
         rows.update({value: states[k][:-1] for k, value in enumerate(step.carry)})
         for op in self.views:
-            if op.results[0] not in rows:
+            if self.copied.get(op.results[0], op.results[0]) not in rows:
                 self._view(run.F, op, rows)
         return [states[k][-1] for k in range(len(carry))]
 
@@ -191,7 +202,8 @@ class Loop:
         (operand,) = op.inputs
         results = _each(function, rows[operand])
         if op.rule.several:
-            rows.update({value: [parts[i] for parts in results] for i, value in enumerate(op.results)})
+            values = [self.copied.get(value, value) for value in op.results]
+            rows.update({value: [parts[i] for parts in results] for i, value in enumerate(values)})
         else:
             rows[op.results[0]] = results
 
