@@ -2,9 +2,9 @@
 
 Prints Markdown; ``--table FILE`` writes it too. All sides of a line run in one process, in alternating blocks of a
 warm-up call and several timed ones, with a rest before each block: the threads of OpenBLAS and PyTorch spin for some
-milliseconds after a call and would hold a core. A call is forward and backward of one sequence batch, the loss the
-sum of all outputs times fixed random numbers; outputs and gradients are compared first. Needs the extra ``peers``;
-JAX's lines are left out where it is not installed. `scan_extra.py` measures what has no peer.
+time after a call and would hold a core. A call is forward and backward of one sequence batch, the loss the sum of all
+outputs times fixed random numbers; outputs and gradients are compared first. Needs the extra ``peers``; JAX's lines are
+left out where it is not installed. `scan_extra.py` measures what has no peer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SIZES: tuple[Sizes, ...] = (
 ENGINES = ("unrolled", "array", "numba", "auto")
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "function": 4, "recorded": 4}
 FUNCTIONS = {"function": "LSTM as a function", "recorded": "LSTM as a function, recorded each time"}
-REST = 0.05  # seconds; after a product of OpenBLAS, torch.nn.LSTM took up to twice its time for more than 0.01
+REST = 0.15  # seconds; for 0.1 after a product OpenBLAS spins, on the core that the next side needs
 TOLERANCE = 1e-3  # of the largest magnitude
 
 

@@ -152,7 +152,7 @@ def test_totals(name, by):
 @contextmanager
 def in_shards():
     """Loops that can be run for some rows at a time are, however little work it is: for one row after the other."""
-    names = {"LEAST_WORK": 0, "get_num_threads": lambda: B, "team": ALONE}
+    names = {"LEAST_WORK": 0, "LEAST_PRODUCT": 0, "get_num_threads": lambda: B, "team": ALONE}
     before = {name: vars(jit)[name] for name in names}
     vars(jit).update(names)
     try:

@@ -32,7 +32,8 @@ from tinygrad_rnn.threads import blas_limited, get_num_threads
 
 FUSES = True
 ROWS_APART = True  # the rows of its products have the same bits among any other rows
-LEAST_WORK = 1 << 22  # multiplications of a run that are worth a second thread
+LEAST_WORK = 5 << 20  # multiplications of a loop that are worth a second thread
+LEAST_PRODUCT = 2 << 20  # and of a product, which hands nothing from step to step that another core would have to fetch
 
 NUMPY.uniform_of_keys = philox.uniform
 
@@ -158,9 +159,9 @@ def _sum_steps(array: Any, out: Any) -> None:
                 out[i, j] += array[i, t, j]
 
 
-def shards_of(rows: int, work: int) -> int:
+def shards_of(rows: int, work: int, least: int) -> int:
     """In how many parts rows are shared out, of each of which there are so many multiplications."""
-    return min(get_num_threads(), rows) if rows * work > LEAST_WORK else 1
+    return min(get_num_threads(), rows) if rows * work > least else 1
 
 
 class _Host(type(NUMPY)):  # type: ignore[misc]
@@ -183,7 +184,7 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
                 return np.matmul(a, b)
         shape = a.shape[0], b.shape[1]
         out = (empty if self.feeding else np.empty)(shape, a.dtype)
-        shards = shards_of(len(a), a.shape[1] * b.shape[1])
+        shards = shards_of(len(a), a.shape[1] * b.shape[1], LEAST_PRODUCT)
         if shards < 2:
             product(a, b, out)
         elif not team.share(team.code_of(product_of_rows, a, b, out), len(a), shards, a, b, out):
@@ -273,7 +274,7 @@ class Loop:
             part[steps if reverse and code.kept[k] else 0] = carry[k]
         arguments += [packed_weight(run[value], memory) for value in code.packed]
         arguments += self.constants
-        shards = shards_of(code.rows, steps * code.work)
+        shards = shards_of(code.rows, steps * code.work, LEAST_WORK)
         loop = _compiled(code.text)
         if shards < 2:
             loop(0, code.rows, steps, reverse, *arguments)

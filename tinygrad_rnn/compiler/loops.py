@@ -110,11 +110,16 @@ class Generator(Layout):
         )
 
     def _work(self) -> int:
-        work = 0
-        for item in self.items:
-            elements = prod(item.result.shape[1:])
-            work += elements * (item.operands[0].shape[1] if item.space is None and item.operands[0].ndim == 2 else 8)
-        return work
+        return sum(prod(item.result.shape[1:]) * self._work_of_element(item) for item in self.items)
+
+    def _work_of_element(self, item: Item) -> int:
+        if item.space is None and item.operands[0].ndim == 2:
+            return item.operands[0].shape[1]  # type: ignore[no-any-return]
+        op = item.op
+        if op is None or op.rule.scalar is None:
+            return 1
+        scalar = op.rule.scalar if isinstance(op.rule.scalar, str) else op.rule.scalar(*op.params)
+        return 8 if "(" in scalar else 1  # a function is a polynomial, and a division or two
 
     def memory_names(self) -> list[str]:
         """What the memory is called, each once: before and after a step, the state is in the same."""

@@ -24,7 +24,7 @@ from numba.extending import intrinsic  # type: ignore[import-not-found, unused-i
 
 from tinygrad_rnn.compiler.product import kept
 
-PATIENCE = 20_000  # looks at the board until a helper goes to sleep: half a millisecond
+PATIENCE = 40_000  # looks at the board until a helper goes to sleep: a millisecond
 POLITE = 100  # looks until whoever waits lets others have the processor
 # Where the words of a board are, in lines of the cache of their own as far as they are written at different times:
 # from which shard to which they wait, and of which call, in one word; the code and the arguments of that call; how many
