@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from operator import add
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.compiler import jit, layout, run
+from tinygrad_rnn.compiler import jit, layout, run, team
 
 
 def multiply_add(a: Any, b: Any, c: Any) -> None:
@@ -55,18 +54,27 @@ def share(function: Callable[..., None], rows: int, shards: int, *arguments: Any
     return True
 
 
-ALONE = SimpleNamespace(code_of=lambda function, *_: function, share=share)  # a team of one thread
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside the ``with`` block shards are run one after the other, and by Python."""
+    before = team.code_of, team.share
+    team.code_of, team.share = lambda function, *_: function, share
+    try:
+        yield
+    finally:
+        team.code_of, team.share = before
 
 
 @contextmanager
 def interpreted() -> Iterator[None]:
     """Inside the ``with`` block the engine compiles nothing."""
-    before = jit._compiled, jit.team, jit.packed_weight, jit.Memory.array
-    jit._compiled, jit.team, jit.packed_weight, jit.Memory.array = uncompiled, ALONE, lambda weight, _: weight, filled
+    before = jit._compiled, jit.packed_weight, jit.Memory.array
+    jit._compiled, jit.packed_weight, jit.Memory.array = uncompiled, lambda weight, _: weight, filled
     try:
-        yield
+        with alone():
+            yield
     finally:
-        jit._compiled, jit.team, jit.packed_weight, jit.Memory.array = before
+        jit._compiled, jit.packed_weight, jit.Memory.array = before
 
 
 @contextmanager

@@ -9,14 +9,14 @@ from functools import partial
 
 import numpy as np
 import pytest
-from interpreted import ALONE, interpreted, rows_last
+from interpreted import alone, interpreted, rows_last
 from numba import njit
 from scan_ways import B, T, derivatives, leaf, made, same, weights
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import nn, tape
 from tinygrad_rnn.backend import NUMPY
-from tinygrad_rnn.compiler import array, jit, run
+from tinygrad_rnn.compiler import array, jit, run, team
 from tinygrad_rnn.compiler.lower import lowered
 from tinygrad_rnn.compiler.step import Op, Recorder, Step, Value
 from tinygrad_rnn.ops.declare import REGISTRY
@@ -152,13 +152,13 @@ def test_totals(name, by):
 @contextmanager
 def in_shards():
     """Loops that can be run for some rows at a time are, however little work it is: for one row after the other."""
-    names = {"LEAST_WORK": 0, "LEAST_PRODUCT": 0, "get_num_threads": lambda: B, "team": ALONE}
-    before = {name: vars(jit)[name] for name in names}
-    vars(jit).update(names)
+    before = jit.LEAST_WORK, jit.LEAST_PRODUCT, team.get_num_threads
+    jit.LEAST_WORK, jit.LEAST_PRODUCT, team.get_num_threads = 0, 0, lambda: B
     try:
-        yield
+        with alone():
+            yield
     finally:
-        vars(jit).update(before)
+        jit.LEAST_WORK, jit.LEAST_PRODUCT, team.get_num_threads = before
 
 
 MIXED = {

@@ -164,10 +164,5 @@ def blas_limited() -> Iterator[None]:
         _blas.leave(thread, own)
 
 
-def _after_fork() -> None:
-    """In the child, where no other thread survives."""
-    _blas.after_fork()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(after_in_child=lambda: _blas.after_fork())

@@ -23,12 +23,12 @@ from tinygrad_rnn.compiler.cache import module_of
 from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, SUM, Store
 from tinygrad_rnn.compiler.loops import Generator
 from tinygrad_rnn.compiler.memory import SHARING, Memory, empty
-from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product, product_of_rows
+from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product_of_rows
 from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS, plus, where
 from tinygrad_rnn.compiler.split import Run, Split
 from tinygrad_rnn.compiler.step import Value
-from tinygrad_rnn.threads import blas_limited, get_num_threads
+from tinygrad_rnn.threads import blas_limited
 
 FUSES = True
 ROWS_APART = True  # the rows of its products have the same bits among any other rows
@@ -159,11 +159,6 @@ def _sum_steps(array: Any, out: Any) -> None:
                 out[i, j] += array[i, t, j]
 
 
-def shards_of(rows: int, work: int, least: int) -> int:
-    """In how many parts rows are shared out, of each of which there are so many multiplications."""
-    return min(get_num_threads(), rows) if rows * work > least else 1
-
-
 class _Host(type(NUMPY)):  # type: ignore[misc]
     """NumPy, with matrix products by our own kernel, shared out over our threads.
 
@@ -184,10 +179,7 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
                 return np.matmul(a, b)
         shape = a.shape[0], b.shape[1]
         out = (empty if self.feeding else np.empty)(shape, a.dtype)
-        shards = shards_of(len(a), a.shape[1] * b.shape[1], LEAST_PRODUCT)
-        if shards < 2:
-            product(a, b, out)
-        elif not team.share(team.code_of(product_of_rows, a, b, out), len(a), shards, a, b, out):
+        if not team.over_rows(product_of_rows, len(a), a.size * b.shape[1] > LEAST_PRODUCT, a, b, out):
             raise MemoryError("no memory to pack a matrix")
         return out
 
@@ -251,7 +243,6 @@ class Loop:
         self.split = split
         self.code = code = Generator(split).generated()
         self.source = code.text
-        self.machine_code = 0  # where that is, once it is known; the types of the arguments are always the same
         self.constants = [*[np.dtype(dtype).type(number) for number, dtype in code.numbers], *code.sizes]
         # What each argument is: where its memory comes from, and of which part of the state it is, which comes once.
         slots = {
@@ -274,14 +265,9 @@ class Loop:
             part[steps if reverse and code.kept[k] else 0] = carry[k]
         arguments += [packed_weight(run[value], memory) for value in code.packed]
         arguments += self.constants
-        shards = shards_of(code.rows, steps * code.work, LEAST_WORK)
-        loop = _compiled(code.text)
-        if shards < 2:
-            loop(0, code.rows, steps, reverse, *arguments)
-        else:
-            self.machine_code = self.machine_code or team.code_of(loop, steps, reverse, *arguments)
-            if not team.share(self.machine_code, code.rows, shards, steps, reverse, *arguments):
-                raise IndexError(OUT_OF_RANGE)
+        enough = steps * code.rows * code.work > LEAST_WORK
+        if not team.over_rows(_compiled(code.text), code.rows, enough, steps, reverse, *arguments):
+            raise IndexError(OUT_OF_RANGE)
         return [self._last(run, reverse, k, states[k]) for k in range(len(carry))]
 
     def laid_out(self, run: Run, memory: Memory) -> tuple[list[Any], dict[int, Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 from tinygrad_rnn.compiler.layout import CONSTANT, SCRATCH, Item, Layout, Store, packs, reduced_axes
 from tinygrad_rnn.compiler.places import Place
 from tinygrad_rnn.compiler.split import Split
-from tinygrad_rnn.compiler.step import Value
+from tinygrad_rnn.compiler.step import Op, Value
 
 TAKEN = ("b", "i", "k", "n", "r", "total")  # with a number: rows, indices, constants, sizes, sums
 
@@ -115,11 +115,8 @@ class Generator(Layout):
     def _work_of_element(self, item: Item) -> int:
         if item.space is None and item.operands[0].ndim == 2:
             return item.operands[0].shape[1]  # type: ignore[no-any-return]
-        op = item.op
-        if op is None or op.rule.scalar is None:
-            return 1
-        scalar = op.rule.scalar if isinstance(op.rule.scalar, str) else op.rule.scalar(*op.params)
-        return 8 if "(" in scalar else 1  # a function is a polynomial, and a division or two
+        # A function is a polynomial, and a division or two.
+        return 8 if item.op and "(" in _scalar(item.op) else 1
 
     def memory_names(self) -> list[str]:
         """What the memory is called, each once: before and after a step, the state is in the same."""
@@ -256,8 +253,7 @@ class Generator(Layout):
             return found if operand.dtype == dtype else f"{dtype.name}({found})"
 
         names = dict(zip(op.rule.operands, op.operands, strict=True))
-        scalar = op.rule.scalar
-        expression = scalar if isinstance(scalar, str) else scalar(*op.params) if scalar else ""
+        expression = _scalar(op)
         if dtype.kind == "i":
             expression = expression.replace("imum(", "(")
         constants = {"zero": 0, "one": 1, "infinity": float("inf"), **op.named}
@@ -357,6 +353,12 @@ class Generator(Layout):
         if result != target:
             body += _nested(*rows, f"{target} = {result}")
         return _loop(lines, body)
+
+
+def _scalar(op: Op) -> str:
+    """The expression of an element, in the names of the operands; empty if there is none."""
+    scalar = op.rule.scalar
+    return scalar if isinstance(scalar, str) else scalar(*op.params) if scalar else ""
 
 
 def _loop(headers: list[str], body: list[str]) -> list[str]:

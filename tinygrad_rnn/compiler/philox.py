@@ -14,7 +14,6 @@ from numba.extending import intrinsic  # type: ignore[import-not-found, unused-i
 
 from tinygrad_rnn.compiler import team
 from tinygrad_rnn.compiler.product import kept
-from tinygrad_rnn.threads import get_num_threads
 
 # Philox4x64-10: Salmon, Moraes, Dror & Shaw, Parallel random numbers: as easy as 1, 2, 3, SC 2011, section 3.3.
 ROUNDS = 10
@@ -83,9 +82,5 @@ def _fill(i: int, j: int, keys: Any, out: Any) -> None:
 
 def uniform(keys: Any, out: Any) -> None:
     """Fill each row of ``out``, float32 or float64, with the numbers of its key, a row of ``keys``."""
-    rows = len(keys)
-    shards = min(get_num_threads(), rows) if out.size >= MANY else 1
-    if shards < 2:
-        _fill(0, rows, keys, out)
-    elif not team.share(team.code_of(_fill, keys, out), rows, shards, keys, out):
+    if not team.over_rows(_fill, len(keys), out.size >= MANY, keys, out):
         raise MemoryError("no memory for random numbers")

@@ -133,9 +133,14 @@ def _two_to(k: Any) -> Any:
 
 
 @_compiled
+def _exp_of_reduced(r: Any) -> Any:
+    return _multiply_add(r * r, _exp_tail(r), r) + _ONE
+
+
+@_compiled
 def _exp_within(x: Any) -> Any:
     k, r = _reduced(x)
-    y = _multiply_add(r * r, _exp_tail(r), r) + _ONE
+    y = _exp_of_reduced(r)
     half = np.int32(k >> np.int32(1))  # 2**k itself may be too large or too small for a float32
     return y * _two_to(half) * _two_to(np.int32(k - half))
 
@@ -183,7 +188,7 @@ _tanh_tail = _polynomial(
 def _tanh(x: Any) -> Any:
     y = abs(x)
     k, r = _reduced(_TANH_LOW if -_TWO * y < _TANH_LOW else -_TWO * y)
-    u = (_multiply_add(r * r, _exp_tail(r), r) + _ONE) * _two_to(k)
+    u = _exp_of_reduced(r) * _two_to(k)
     square = y * y
     small = _multiply_add(y * square, _tanh_tail(square), y)
     return np.copysign(small if y < _TANH_SMALL else _ONE - (u + u) / (_ONE + u), x)

@@ -23,6 +23,7 @@ from numba.core.registry import cpu_target  # type: ignore[import-not-found, unu
 from numba.extending import intrinsic  # type: ignore[import-not-found, unused-ignore]
 
 from tinygrad_rnn.compiler.product import kept
+from tinygrad_rnn.threads import get_num_threads
 
 PATIENCE = 40_000  # looks at the board until a helper goes to sleep: a millisecond
 POLITE = 100  # looks until whoever waits lets others have the processor
@@ -287,6 +288,16 @@ def share(code: int, rows: int, shards: int, *arguments: Any) -> bool:
         return bool(_shared(team.board.place, code, rows, shards, *arguments))
     finally:
         team.busy.release()
+
+
+def over_rows(function: Callable[..., None], rows: int, enough: bool, *arguments: Any) -> bool:
+    """Call the compiled ``function(i, j, *arguments)`` for all rows: in parts i to j, if there is ``enough`` to do for
+    several threads. Whether no part of it has raised."""
+    shards = min(get_num_threads(), rows) if enough else 1
+    if shards > 1:
+        return share(code_of(function, *arguments), rows, shards, *arguments)
+    function(0, rows, *arguments)
+    return True
 
 
 def _after_fork() -> None:
