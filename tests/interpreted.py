@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_rnn.compiler import jit, layout, run, team
+from tinygrad_rnn.compiler.split import Run
 
 
 def multiply_add(a: Any, b: Any, c: Any) -> None:
@@ -43,9 +44,13 @@ def uncompiled(text: str) -> Callable[..., None]:
     return run
 
 
-def filled(self: jit.Memory, shape: tuple[int, ...], dtype: Any) -> Any:
+def filled(self: jit.Places) -> list[Any]:
     """Memory in which what nobody wrote shows."""
-    return np.full(shape, np.nan if dtype.kind == "f" else 77, dtype)
+    return [np.full(shape, np.nan if dtype.kind == "f" else 77, dtype) for shape, dtype, _ in self._places]
+
+
+def as_they_are(self: jit.Loop, run: Run) -> list[Any]:
+    return [run.values[value] for value in self.code.packed]
 
 
 def share(function: Callable[..., None], rows: int, shards: int, *arguments: Any) -> bool:
@@ -68,13 +73,13 @@ def alone() -> Iterator[None]:
 @contextmanager
 def interpreted() -> Iterator[None]:
     """Inside the ``with`` block the engine compiles nothing."""
-    before = jit._compiled, jit.packed_weight, jit.Memory.array
-    jit._compiled, jit.packed_weight, jit.Memory.array = uncompiled, lambda weight, _: weight, filled
+    before = jit._compiled, jit.Loop.packed, jit.Places.arrays
+    jit._compiled, jit.Loop.packed, jit.Places.arrays = uncompiled, as_they_are, filled
     try:
         with alone():
             yield
     finally:
-        jit._compiled, jit.packed_weight, jit.Memory.array = before
+        jit._compiled, jit.Loop.packed, jit.Places.arrays = before
 
 
 @contextmanager

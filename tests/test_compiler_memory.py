@@ -10,7 +10,7 @@ from tinygrad_rnn import nn
 
 pytest.importorskip("numba")
 from tinygrad_rnn.compiler.jit import HOST, in_order
-from tinygrad_rnn.compiler.memory import Memory, Pool
+from tinygrad_rnn.compiler.memory import Places, Pool
 
 FLOAT = np.dtype(np.float32)
 
@@ -20,9 +20,11 @@ def address(array):
 
 
 def test_arrays_are_aligned_and_apart():
-    memory = Memory()
-    arrays = [memory.array(shape, FLOAT) for shape in ((3,), (5, 7), (), (0, 4), (40_000,), (2, 3), (300, 300))]
-    for i, array in enumerate(arrays):
+    shapes = (3,), (5, 7), (), (0, 4), (40_000,), (2, 3), (300, 300), *[(8000,)] * 6
+    places = Places([(shape, FLOAT) for shape in shapes])
+    arrays = [*places.arrays(), *places.arrays()]
+    for i, (array, shape) in enumerate(zip(arrays, shapes * 2, strict=True)):
+        assert array.shape == shape
         assert address(array) % 64 == 0
         assert array.flags.c_contiguous
         array[...] = i

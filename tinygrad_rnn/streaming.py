@@ -213,8 +213,7 @@ class CompiledStep:
         run = loop.prepared(self._F, recording)
         if name == "array":
             return lambda: ArrayLane(loop, run, recording, form)
-        memory = loop.engine.Memory()
-        packed = [loop.engine.packed_weight(run[value], memory) for value in loop.loop.code.packed]
+        packed = loop.loop.packed(run)
         return lambda: NumbaLane(loop, run, recording, form, packed)
 
     def _move(self, state: Any, memory: Sequence[Array]) -> None:

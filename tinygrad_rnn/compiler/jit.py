@@ -22,7 +22,7 @@ from tinygrad_rnn.compiler import philox, team
 from tinygrad_rnn.compiler.cache import module_of
 from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, SUM, Store
 from tinygrad_rnn.compiler.loops import Generator
-from tinygrad_rnn.compiler.memory import SHARING, Memory, empty
+from tinygrad_rnn.compiler.memory import SHARING, Places, empty
 from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product_of_rows
 from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS, plus, where
@@ -204,13 +204,6 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
 HOST, FEEDING, FEATURES_FIRST = _Host(), _Host(feeding=True), _Host(feeding=True, transposed=True)
 
 
-def packed_weight(weight: Any, memory: Memory) -> Any:
-    """A weight in the order in which ``multiply_add`` reads it."""
-    result = memory.array((packed_size(*weight.shape, weight.itemsize),), weight.dtype)
-    pack(weight, result)
-    return result
-
-
 class _Slot:
     """What an argument of the loop is, and how it lies in memory.
 
@@ -223,7 +216,8 @@ class _Slot:
         empty if it is the same.
     """
 
-    def __init__(self, value: Value, store: Store, rows_last: bool) -> None:
+    def __init__(self, position: int, value: Value, store: Store, rows_last: bool) -> None:
+        self.position = position
         self.value = value
         self.store = store
         self.first: tuple[int, ...] = ()
@@ -235,6 +229,13 @@ class _Slot:
             axes, at = range(value.ndim + (store.kind != SUM)), value.ndim - 1
             self.there, self.back = (*axes[2:], 0, 1), (*axes[at:], *axes[:at])
 
+    def shape(self, steps: int) -> tuple[int, ...]:
+        """Of what the loop makes."""
+        store = self.store
+        if store.kind in (SCRATCH, SUM):
+            return *self.first, *self.last
+        return *self.first, steps if store.kind == STACK else steps + 1 if store.kept else 2, *self.last
+
 
 class Loop:
     """The loop of a split step; see `tinygrad_rnn.compiler.array.Loop`."""
@@ -245,12 +246,21 @@ class Loop:
         self.source = code.text
         self.constants = [*[np.dtype(dtype).type(number) for number, dtype in code.numbers], *code.sizes]
         # What each argument is: where its memory comes from, and of which part of the state it is, which comes once.
-        slots = {
-            (store.part if store.part >= 0 else value): _Slot(value, store, code.rows_last)
-            for value, store in code.memory.items()
-        }
-        self.slots = list(slots.values())
-        self.stacks = [slot.value for slot in self.slots if slot.store.kind == STACK]
+        stores = {(store.part if store.part >= 0 else value): (value, store) for value, store in code.memory.items()}
+        slots = [_Slot(i, *one, code.rows_last) for i, one in enumerate(stores.values())]
+        self.given = [slot for slot in slots if slot.store.kind in (CONSTANT, STREAM, BY_ROW)]
+        self.made = [slot for slot in slots if slot not in self.given]
+        self.stacks = [slot.value for slot in self.made if slot.store.kind == STACK]
+        self.places = 0, Places([])  # for so many steps, as they were last
+        self.packs = Places(
+            [((packed_size(*value.shape, value.dtype.itemsize),), value.dtype) for value in code.packed]
+        )
+        # Of each part of the state, which values of all steps the states before them are, and those after them.
+        stacked = self.split.stacked
+        self.before, self.after = [
+            [[value] if kept and value in stacked else [] for kept, value in zip(code.kept, group, strict=True)]
+            for group in (split.step.carry, split.step.following)
+        ]
 
     def feeding(self, F: Any) -> Any:
         """What computes for the loop, before it."""
@@ -259,56 +269,61 @@ class Loop:
     def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
         """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""
         code, steps, reverse = self.code, run.steps, bool(reverse)
-        memory = Memory()
-        arguments, states = self.laid_out(run, memory)
+        arguments, states = self.laid_out(run)
         for k, part in states.items():
             part[steps if reverse and code.kept[k] else 0] = carry[k]
-        arguments += [packed_weight(run[value], memory) for value in code.packed]
+        arguments += self.packed(run)
         arguments += self.constants
         enough = steps * code.rows * code.work > LEAST_WORK
         if not team.over_rows(_compiled(code.text), code.rows, enough, steps, reverse, *arguments):
             raise IndexError(OUT_OF_RANGE)
         return [self._last(run, reverse, k, states[k]) for k in range(len(carry))]
 
-    def laid_out(self, run: Run, memory: Memory) -> tuple[list[Any], dict[int, Any]]:
+    def packed(self, run: Run) -> list[Any]:
+        """Weights in the order in which ``multiply_add`` reads them."""
+        arrays = self.packs.arrays() if self.code.packed else []
+        for value, array in zip(self.code.packed, arrays, strict=True):
+            pack(run.values[value], array)
+        return arrays
+
+    def laid_out(self, run: Run) -> tuple[list[Any], dict[int, Any]]:
         """The arrays that the loop is called with, and which of them are the parts of the state.
 
         What the loop makes for all steps is added to ``run``.
         """
-        steps, values = run.steps, run.values
-        arguments: list[Any] = []
+        steps, places = self.places
+        if steps != run.steps:
+            steps = run.steps
+            places = Places([(slot.shape(steps), slot.value.dtype) for slot in self.made])
+            self.places = steps, places
+        values = run.values
+        arguments: list[Any] = [None] * (len(self.given) + len(self.made))
         states: dict[int, Any] = {}
-        for slot in self.slots:
-            value, store = slot.value, slot.store
-            kind = store.kind
-            if kind == CONSTANT:
-                array = np.asarray(values[value], order="C")
-            elif kind in (STREAM, BY_ROW):
-                array = values[value]
-                array = np.asarray(array.transpose(slot.there) if slot.there else array, order="C")
-            elif kind in (SCRATCH, SUM):
-                array = memory.array((*slot.first, *slot.last), value.dtype)
-                if kind == SUM:
-                    array[...] = 0
-                    run.sums[self.code.sums_over_time[value]] = array.transpose(slot.back) if slot.back else array
+        for slot in self.given:
+            array = values[slot.value]
+            arguments[slot.position] = np.asarray(array.transpose(slot.there) if slot.there else array, order="C")
+        for slot, array in zip(self.made, places.arrays(), strict=True):
+            arguments[slot.position] = array
+            kind = slot.store.kind
+            if kind == SCRATCH:
+                continue
+            ordered = array.transpose(slot.back) if slot.back else array
+            if kind == STACK:
+                values[slot.value] = ordered
+            elif kind == SUM:
+                array[...] = 0
+                run.sums[self.code.sums_over_time[slot.value]] = ordered
             else:
-                kept = steps if kind == STACK else steps + 1 if store.kept else 2
-                array = memory.array((*slot.first, kept, *slot.last), value.dtype)
-                timed = array.transpose(slot.back) if slot.back else array
-                if kind == STACK:
-                    values[value] = timed
-                else:
-                    states[store.part] = timed
-            arguments.append(array)
+                states[slot.store.part] = ordered
         return arguments, states
 
     def _last(self, run: Run, reverse: bool, k: int, memory: Any) -> Any:
         """One part of the last state; if it is wanted of all steps, these are added to ``run``."""
-        steps, stacked = run.steps, self.split.stacked
         if not self.code.kept[k]:
-            return memory[steps % 2]
-        before, after = (memory[1:], memory[:-1]) if reverse else (memory[:-1], memory[1:])
-        for value, states in ((self.split.step.carry[k], before), (self.split.step.following[k], after)):
-            if value in stacked:
-                run.values.setdefault(value, states)
-        return memory[0 if reverse else steps]
+            return memory[run.steps % 2]
+        first, rest = (self.after[k], self.before[k]) if reverse else (self.before[k], self.after[k])
+        for value in first:
+            run.values.setdefault(value, memory[:-1])
+        for value in rest:
+            run.values.setdefault(value, memory[1:])
+        return memory[0 if reverse else run.steps]

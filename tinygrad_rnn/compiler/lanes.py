@@ -155,10 +155,11 @@ class NumbaLane(Lane):
     """A step by the Numba engine: the loop, for one step, that first takes over what the step before it left."""
 
     def __init__(self, loop: Loop, run: Run, recording: Recording, form: Form, packed: list[Array]) -> None:
-        step, program, memory = loop.step, loop.loop, loop.engine.Memory()
+        step, program = loop.step, loop.loop
         run = Run(run.F, 1, dict(run.values))
-        run.values.update({value: memory.array((1, *value.shape), value.dtype) for value in step.xs})
-        arguments, states = program.laid_out(run, memory)
+        xs = loop.engine.Places([((1, *value.shape), value.dtype) for value in step.xs])
+        run.values.update(zip(step.xs, xs.arrays(), strict=True))
+        arguments, states = program.laid_out(run)
         self.xs = [run[value][0, ...] for value in step.xs]
         self.before, self.state = [[states[k][i, ...] for k in range(len(step.carry))] for i in range(2)]
         ys = dict(zip(step.following, self.state, strict=True)) | dict(zip(step.carry, self.before, strict=True))

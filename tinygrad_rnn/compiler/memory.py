@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from itertools import count
 from math import prod
 from typing import Any
@@ -70,34 +71,37 @@ SHARING = BLOCK // 4  # up to this size arrays share a block
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Any:
     """As NumPy's, in a block of the pool if it is large."""
-    size = prod(shape) * dtype.itemsize
-    if size <= BLOCK:
-        return np.empty(shape, dtype)
-    block = POOL.take(size + 64)
+    return np.empty(shape, dtype) if prod(shape) * dtype.itemsize <= BLOCK else _alone(shape, dtype)
+
+
+class Places:
+    """Where arrays of certain shapes and dtypes lie: small ones side by side, each large one in a block of its own."""
+
+    def __init__(self, forms: Iterable[tuple[tuple[int, ...], Any]]) -> None:
+        self._places: list[tuple[tuple[int, ...], Any, int]] = []
+        self._shared = 0  # bytes
+        for shape, dtype in forms:
+            size = prod(shape) * dtype.itemsize
+            shares = size <= SHARING
+            self._places.append((shape, dtype, self._shared if shares else -1))
+            self._shared += -(-size // 64) * 64 if shares else 0
+
+    def arrays(self) -> list[Any]:
+        """New arrays, uninitialized, which begin at multiples of 64 bytes."""
+        block = _bytes(self._shared)
+        start = to_aligned(block)
+        return [
+            np.ndarray(shape, dtype, block, start + at) if at >= 0 else _alone(shape, dtype)
+            for shape, dtype, at in self._places
+        ]
+
+
+def _alone(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array in a block of its own."""
+    block = _bytes(prod(shape) * dtype.itemsize)
     return np.ndarray(shape, dtype, block, to_aligned(block))
 
 
-class Memory:
-    """Uninitialized arrays that begin at multiples of 64 bytes; small ones share a block."""
-
-    def __init__(self) -> None:
-        self.free = 0
-        self.block: Any = None
-        self.at = 0
-
-    def array(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """A new array."""
-        size = prod(shape) * dtype.itemsize
-        if size > BLOCK:
-            return empty(shape, dtype)
-        if size > self.free:
-            if size > SHARING:
-                block = np.empty(size + 64, np.uint8)
-                return np.ndarray(shape, dtype, block, to_aligned(block))
-            self.block = np.empty(BLOCK + 64, np.uint8)
-            self.at, self.free = to_aligned(self.block), BLOCK
-        array = np.ndarray(shape, dtype, self.block, self.at)
-        size = -(-size // 64) * 64
-        self.at += size
-        self.free -= size
-        return array
+def _bytes(size: int) -> np.ndarray[Any, Any]:
+    """A block in which so many bytes begin at a multiple of 64."""
+    return np.empty(size + 64, np.uint8) if size <= BLOCK else POOL.take(size + 64)
