@@ -37,9 +37,14 @@ class Program:
         rows = min([prod(op.results[0].shape[:-1]) for op in outside], default=1)
         self.grain = min(-(-ROWS // max(rows, 1)), STEPS)
         self.stretch = self.grain if outside and stretches and not engine.ROWS_APART else 1
+        self._given = [*step.xs, *step.consts]
+        self._totals = [(value, value in step.totals[:i]) for i, value in enumerate(step.totals)]
         self._done_with = self._last_reads()
         level = self.split.level
-        self._saved = {value for value in saved if level[value] == level[_viewed(value)] == CARRIED}
+        inner = {value for value in saved if level[value] == level[_viewed(value)] == CARRIED}
+        # Outputs whose arrays are nobody else's, or are never written.
+        self._own = inner.union(step.carry)
+        self._own.update([value for value in step.ys if _is_new(value) and level[value] == CARRIED])
 
     def __call__(
         self, F: Any, steps: int, reverse: bool, xs: Arrays, carry: Arrays, consts: Arrays
@@ -47,9 +52,7 @@ class Program:
         """Outputs of all steps, last state, and totals."""
         split = self.split
         F = self.engine.backend(F)
-        run = Run(self.loop.feeding(F), steps)
-        run.values.update(zip(self.step.xs, xs, strict=True))
-        run.values.update(zip(self.step.consts, consts, strict=True))
+        run = Run(self.loop.feeding(F), steps, dict(zip(self._given, [*xs, *consts], strict=True)))
         do_once(run, split.same)
         self._over_time(run, split.before)
         run.F = F
@@ -57,21 +60,22 @@ class Program:
         _forget(run, self._done_with[None])
         self._over_time(run, split.after)
         sums = {value: _alike(F, total(run), value) for value, total in split.totals.items()}
-        wanted = self.step.totals
-        totals = [sums[value].copy() if value in wanted[:i] else sums[value] for i, value in enumerate(wanted)]
+        totals = [sums[value].copy() if again else sums[value] for value, again in self._totals]
         return [self._output(run, value) for value in self.step.ys], [F.asarray(part).copy() for part in last], totals
 
     def _over_time(self, run: Run, work: list[Batched]) -> None:
         """Operations for all steps at once."""
+        F, steps = run.F, run.steps
+        parted = 1 < self.stretch < steps
         for op, how in work:
-            _store(run, op, self._at_once(run, op, how))
+            arrays = [run[operand] for operand in op.operands]
+            in_parts = parted and op.rule.name in PRODUCTS
+            _store(run, op, self._in_parts(run, op, how, arrays) if in_parts else how(F, steps, *arrays))
             _forget(run, self._done_with[op])
 
-    def _at_once(self, run: Run, op: Op, how: Callable[..., Any]) -> Any:
+    def _in_parts(self, run: Run, op: Op, how: Callable[..., Any], arrays: Arrays) -> Any:
+        """A product, stretch by stretch."""
         F, steps, level = run.F, run.steps, self.split.level
-        arrays = [run[operand] for operand in op.operands]
-        if op.rule.name not in PRODUCTS or not 1 < self.stretch < steps:
-            return how(F, steps, *arrays)
         (value,) = op.results
         timed = [type(operand) is Value and level[operand] != SAME for operand in op.operands]
         result = F.empty((steps, *value.shape), dtype=value.dtype)
@@ -92,23 +96,27 @@ class Program:
         }
         inside = [*step.following, *[value for op in split.loop for value in op.inputs]]
         after, before = [[(op, op.inputs) for op, _ in work] for work in (split.after, split.before)]
+        given = set(self._given)  # which whoever gave them holds all the same
         done: dict[Op | None, list[Value]] = {}
         for what, values in reversed([*before, (None, inside), *after]):
-            done[what] = [value for value in dict.fromkeys(values) if value not in read]
+            done[what] = [value for value in dict.fromkeys(values) if value not in read and value not in given]
             read.update(values)
         return done
 
     def _output(self, run: Run, value: Value) -> Any:
-        array = run[value]
+        array = run.values[value]
+        if value in self._own:
+            return array
         if self.split.level[value] == SAME:
             array = run.F.broadcast_to(array, (run.steps, *value.shape))
-        elif value.op is not None and not value.op.rule.view:
-            # What comes of inputs alone may be no more than another view of them.
-            fresh = self.split.level[value] == CARRIED or (
-                array.base is None and array is not run[value.op.operands[0]]
-            )
-            return array if fresh else run.F.asarray(array).copy()
-        return array if value in self._saved or value in self.step.carry else run.F.asarray(array).copy()
+        elif _is_new(value) and array.base is None and array is not run[value.op.operands[0]]:
+            return array  # what comes of inputs alone may be no more than another view of them
+        return run.F.asarray(array).copy()
+
+
+def _is_new(value: Value) -> bool:
+    """Whether an operation made it that does not give a view."""
+    return value.op is not None and not value.op.rule.view
 
 
 def _viewed(value: Value) -> Value:

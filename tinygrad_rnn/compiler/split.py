@@ -19,7 +19,7 @@ from tinygrad_rnn.compiler.step import REDUCTIONS, Op, Step, Value, needed_for
 SAME, BEFORE, CARRIED = range(3)  # what a value depends on: constants alone, inputs, the state
 
 
-@dataclass
+@dataclass(slots=True)
 class Run:
     """The values of a run over a sequence, time as their first axis where they change with it, and their sums over it
     as far as the loop makes them."""
@@ -206,7 +206,7 @@ class Split:
     def _constant(self, operand: Any, summed: bool) -> Total:
         if type(operand) is Value:
             self._leaves.add(operand)
-            return lambda run: run[operand]
+            return lambda run: run.values[operand]
         return (lambda run: operand * run.steps) if summed else (lambda run: operand)
 
 
