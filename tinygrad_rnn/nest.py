@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tinygrad_rnn.tensor import Tensor
@@ -48,8 +48,18 @@ def map_nest(function: Callable[..., Any], nest: Any, *others: Any) -> Any:
 
 def filled(like: Any, values: Iterable[Any]) -> Any:
     """A nest like ``like`` that holds ``values``, in order; of an iterator it takes no more than it holds."""
-    source = iter(values)
-    return next(source) if isinstance(like, Tensor) else map_nest(lambda _: next(source), like)
+    return _filled(like, iter(values))
+
+
+def _filled(like: Any, values: Iterator[Any]) -> Any:
+    kind = type(like)
+    if kind is tuple:
+        return tuple([_filled(part, values) for part in like])
+    if kind is dict:
+        return {key: _filled(part, values) for key, part in like.items()}
+    if like is None or isinstance(like, Tensor):
+        return next(values)
+    return map_nest(lambda _: next(values), like)
 
 
 def form(nest: Any) -> Any:

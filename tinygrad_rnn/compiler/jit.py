@@ -184,13 +184,14 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
         return out
 
     def sum(self, array: Any, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
-        if axis == 0 and array.ndim == 3 and array.dtype in (np.float32, np.float64) and not keepdims:
-            rows_last = array.transpose(2, 0, 1)
-            if array.flags.c_contiguous:
+        if axis in (0, (0,)) and array.ndim > 1 and array.dtype in (np.float32, np.float64) and not keepdims:
+            if len(array) == 1:
+                return array[0].copy()
+            if array.ndim == 3 and array.flags.c_contiguous:
                 out = np.empty(array.shape[1:], array.dtype)
                 _sum_steps(array.reshape(1, len(array), -1), out.reshape(1, -1))
                 return out
-            if rows_last.flags.c_contiguous:
+            if array.ndim == 3 and (rows_last := array.transpose(2, 0, 1)).flags.c_contiguous:
                 out = np.empty(rows_last.shape[::2], array.dtype)
                 _sum_steps(rows_last, out)
                 return out.T

@@ -44,7 +44,8 @@ class Program:
         inner = {value for value in saved if level[value] == level[_viewed(value)] == CARRIED}
         # Outputs whose arrays are nobody else's, or are never written.
         self._own = inner.union(step.carry)
-        self._own.update([value for value in step.ys if _is_new(value) and level[value] == CARRIED])
+        made = [value for value in step.ys if value.op is not None and not value.op.rule.view]
+        self._own.update([value for value in made if level[value] == CARRIED])
 
     def __call__(
         self, F: Any, steps: int, reverse: bool, xs: Arrays, carry: Arrays, consts: Arrays
@@ -109,14 +110,10 @@ class Program:
             return array
         if self.split.level[value] == SAME:
             array = run.F.broadcast_to(array, (run.steps, *value.shape))
-        elif _is_new(value) and array.base is None and array is not run[value.op.operands[0]]:
-            return array  # what comes of inputs alone may be no more than another view of them
+        elif (op := value.op) is not None and not op.rule.view and array.base is None:
+            if array is not run[op.operands[0]]:  # what comes of inputs alone may be no more than another view of them
+                return array
         return run.F.asarray(array).copy()
-
-
-def _is_new(value: Value) -> bool:
-    """Whether an operation made it that does not give a view."""
-    return value.op is not None and not value.op.rule.view
 
 
 def _viewed(value: Value) -> Value:

@@ -83,7 +83,7 @@ class Op:
 
     def forward(self, F: Any, *operands: Any) -> Any:
         """Do what it does, to arrays of ``F``."""
-        return self.rule.forward(F, *operands, **self.named)
+        return self.rule.forward(F, *operands, **self.named) if self.params else self.rule.forward(F, *operands)
 
     def __repr__(self) -> str:
         return f"<{self.rule.name}>"

@@ -18,7 +18,7 @@ from tinygrad_rnn.nn.module import Module, Parameter
 from tinygrad_rnn.ops import sigmoid, split, tanh, zeros
 from tinygrad_rnn.random import Generator
 from tinygrad_rnn.recurrence import expose
-from tinygrad_rnn.tensor import Tensor, _backend, _name, as_tensor
+from tinygrad_rnn.tensor import Tensor, _backend, _name, _wrap, as_tensor
 
 
 class Cell(Module):
@@ -135,10 +135,9 @@ class Cell(Module):
 
     def init_state(self, batch: int) -> Any:
         """A state of zeros for ``batch`` sequences, of the parameters' dtype and on their backend."""
-        made = tuple(
-            Tensor(_backend(self.weight_hh).zeros((batch, size), dtype=self.weight_hh.dtype))
-            for size in (self.output_size, *[self.hidden_size] * (len(self.parts) - 1))
-        )
+        zeros, dtype = _backend(self.weight_hh).zeros, self.weight_hh.dtype
+        sizes = self.output_size, *[self.hidden_size] * (len(self.parts) - 1)
+        made = tuple([_wrap(zeros((batch, size), dtype=dtype)) for size in sizes])
         return made if len(made) > 1 else made[0]
 
     def extra_repr(self) -> str:

@@ -205,32 +205,34 @@ class _Face(Recurrent):
         self.input_size = input_size
         self.num_layers = num_layers
         cells: list[Cell] = []
+        self._learned: list[list[tuple[str, str]]] = []  # of each cell: what it calls its parameters, and we do
         for layer in range(num_layers):
             for suffix in self._suffixes(layer):
                 cell = make(input_size if not layer else cells[0].output_size * (2 if bidirectional else 1))
-                for name, parameter in cell.named_parameters():
+                self._learned.append([(name, name + suffix) for name, _ in cell.named_parameters()])
+                for name, here in self._learned[-1]:
+                    parameter = getattr(cell, name)
                     parameter.name = ""
-                    setattr(self, name + suffix, parameter)
+                    setattr(self, here, parameter)
                 cells.append(cell)
         self.hidden_size = cells[0].hidden_size
         self._patterns = tuple(cells)  # in a tuple, so that their parameters are not listed again
-        self._learned = [[name for name, _ in cell.named_parameters()] for cell in cells]
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"] if self.bidirectional else [f"_l{layer}"]
 
     def _layers(self) -> Iterator[tuple[Any, ...]]:
-        patterns = zip(self._patterns, self._learned, strict=True)
         own = vars(self)
-        for layer in range(self.num_layers):
-            cells = []
-            for suffix in self._suffixes(layer):
-                pattern, names = next(patterns)
-                cell = object.__new__(type(pattern))
-                vars(cell).update(vars(pattern))
-                vars(cell).update([(name, own[name + suffix]) for name in names])
-                cells.append(cell)
-            yield tuple(cells)
+        cells = []
+        for pattern, names in zip(self._patterns, self._learned, strict=True):
+            cell = object.__new__(type(pattern))
+            attributes = vars(cell)
+            attributes.update(vars(pattern))
+            for name, here in names:
+                attributes[name] = own[here]
+            cells.append(cell)
+        directions = 2 if self.bidirectional else 1
+        return iter([tuple(cells[i : i + directions]) for i in range(0, len(cells), directions)])
 
     def init_state(self, batch: int) -> Any:
         """Zeros, in the layout of the states that `forward` takes and returns."""
