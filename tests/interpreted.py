@@ -49,8 +49,14 @@ def filled(self: jit.Places) -> list[Any]:
     return [np.full(shape, np.nan if dtype.kind == "f" else 77, dtype) for shape, dtype, _ in self._places]
 
 
-def as_they_are(self: jit.Loop, run: Run) -> list[Any]:
-    return [run.values[value] for value in self.code.packed]
+def laid_out(self: jit.Loop, run: Run) -> tuple[list[Any], dict[int, Any]]:
+    """Weights as they are."""
+    arguments, states = compiled_laid_out(self, run)
+    slots = len(self.given) + len(self.made)
+    return [*arguments[:slots], *[run.values[value] for value in self.code.packed]], states
+
+
+compiled_laid_out = jit.Loop.laid_out
 
 
 def share(function: Callable[..., None], rows: int, shards: int, *arguments: Any) -> bool:
@@ -73,13 +79,13 @@ def alone() -> Iterator[None]:
 @contextmanager
 def interpreted() -> Iterator[None]:
     """Inside the ``with`` block the engine compiles nothing."""
-    before = jit._compiled, jit.Loop.packed, jit.Places.arrays
-    jit._compiled, jit.Loop.packed, jit.Places.arrays = uncompiled, as_they_are, filled
+    before = jit._compiled, jit.pack, jit.Loop.laid_out, jit.Places.arrays
+    jit._compiled, jit.pack, jit.Loop.laid_out, jit.Places.arrays = uncompiled, lambda *_: None, laid_out, filled
     try:
         with alone():
             yield
     finally:
-        jit._compiled, jit.Loop.packed, jit.Places.arrays = before
+        jit._compiled, jit.pack, jit.Loop.laid_out, jit.Places.arrays = before
 
 
 @contextmanager

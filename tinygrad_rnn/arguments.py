@@ -17,15 +17,16 @@ def extent(xs: Any, needs_batch: bool) -> tuple[int, int, str]:
     if not parts:
         raise TypeError("xs: an empty nest, so there is nothing to take steps over")
     axes = 2 if needs_batch else 1
-    first = parts[0][1]
+    first = parts[0][1].shape
     for place, leaf in parts:
-        if leaf.ndim < axes:
-            raise ValueError(f"xs{place} must have shape (T, {'B, ' if needs_batch else ''}...), got {leaf.shape}")
-        if leaf.shape[:axes] != first.shape[:axes]:
-            raise ValueError(f"xs{place} has shape {leaf.shape}, beside {first.shape}: steps and rows must agree")
-    if not first.shape[0]:
-        raise ValueError(f"xs has no steps: shape {first.shape}")
-    return first.shape[0], first.shape[1] if first.ndim > 1 else 1, first.backend
+        shape = leaf.shape
+        if len(shape) < axes:
+            raise ValueError(f"xs{place} must have shape (T, {'B, ' if needs_batch else ''}...), got {shape}")
+        if shape[:axes] != first[:axes]:
+            raise ValueError(f"xs{place} has shape {shape}, beside {first}: steps and rows must agree")
+    if not first[0]:
+        raise ValueError(f"xs has no steps: shape {first}")
+    return first[0], first[1] if len(first) > 1 else 1, parts[0][1].backend
 
 
 def on_host(values: Any) -> np.ndarray[Any, Any]:

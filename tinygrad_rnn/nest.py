@@ -19,6 +19,17 @@ def leaves(nest: Any, where: str = "") -> list[tuple[str, Any]]:
     return [(where, nest)]
 
 
+def flat(nest: Any) -> list[Any]:
+    """What ``nest`` holds, in order."""
+    if isinstance(nest, Tensor):
+        return [nest]
+    if isinstance(nest, (tuple, list)):
+        return [leaf for part in nest for leaf in flat(part)]
+    if isinstance(nest, Mapping):
+        return [leaf for part in nest.values() for leaf in flat(part)]
+    return [nest]
+
+
 def map_nest(function: Callable[..., Any], nest: Any, *others: Any) -> Any:
     """A nest like ``nest`` of the results of ``function`` on what it and ``others`` hold at each place.
 

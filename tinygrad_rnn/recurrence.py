@@ -19,7 +19,7 @@ from tinygrad_rnn.compiler.pure import kind_of, remember, remembered
 from tinygrad_rnn.compiler.record import NoCode, Recording, Unrecordable, draw_all, record
 from tinygrad_rnn.compiler.run import compiled, over
 from tinygrad_rnn.compiler.segments import check
-from tinygrad_rnn.nest import built_in, describe, filled, form, leaves, map_nest
+from tinygrad_rnn.nest import built_in, describe, filled, flat, form, map_nest
 from tinygrad_rnn.ops import pad, reshape, stack, unstack, where
 from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
 
@@ -164,7 +164,7 @@ def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset
     fresh = init_state(batch) if init_state and (state is None or reset is not None) else state
     state = map_nest(as_tensor, fresh if state is None else state)
     if lengths is None and reset is None:
-        return _Run(step_of(cell, batch), xs, state, fresh, None, None, steps, steps, reverse, tuple(expose))
+        return _Run(device, step_of(cell, batch), xs, state, fresh, None, None, steps, steps, reverse, tuple(expose))
     check_batch(state, batch)
     alike(state, fresh, "init_state gives")
     reached, alive = steps, None
@@ -183,7 +183,7 @@ def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset
     begin = masks(begins) if begins is not None and begins.any() else None
     if real:
         xs = map_nest(lambda leaf: real.choose(leaf, 0), xs)
-    return _Run(step_of(cell, batch), xs, state, fresh, real, begin, reached, steps, reverse, tuple(expose))
+    return _Run(device, step_of(cell, batch), xs, state, fresh, real, begin, reached, steps, reverse, tuple(expose))
 
 
 class _Traced(NamedTuple):
@@ -196,10 +196,11 @@ class _Traced(NamedTuple):
     notes: list[_Note]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Run:
     """What `scan` is to run, checked and laid out."""
 
+    backend: str  # where the inputs are
     step: Callable[[Any, Any], Any]
     xs: Any
     state: Any
@@ -236,11 +237,6 @@ class _Run:
             text = f"scan runs this cell by the {name} engine, which is slower{lost}: {refused}"
             warnings.warn(text, stacklevel=_outside())
         return result
-
-    @property
-    def backend(self) -> str:
-        """Where the inputs are."""
-        return leaves(self.xs)[0][1].backend  # type: ignore[no-any-return]
 
     def planned(self, engine: str) -> Plan:
         """What the first engine that can run it would do."""
@@ -290,7 +286,7 @@ class _Run:
     def _traced(self, engine: Any) -> _Traced:
         """One step, recorded or remembered; nothing is drawn."""
         xs, state = self._flat()
-        begins = [] if self.begin is None else [leaf for _, leaf in leaves(self.fresh)]
+        begins = [] if self.begin is None else flat(self.fresh)
         kind = None if _observer.get() else kind_of(self.step, begins, built_in(self.xs) and built_in(self.state))
         key = None if kind is None else (kind[0], *self._form(xs, state))
         known = remembered(key) if key else None
@@ -330,12 +326,12 @@ class _Run:
     def _flat(self) -> tuple[list[Tensor], list[Tensor]]:
         """The tensors that change from step to step, masks the last, and those of the state."""
         masks = [masks.flags for masks in (self.real, self.begin) if masks is not None]
-        return [*[leaf for _, leaf in leaves(self.xs)], *masks], [leaf for _, leaf in leaves(self.state)]
+        return [*flat(self.xs), *masks], flat(self.state)
 
     def _form(self, xs: list[Tensor], state: list[Tensor]) -> tuple[Any, ...]:
         """All that a recording depends on besides the cell."""
-        tensors = tuple([(x.shape[1:], x.dtype, x.requires_grad) for x in xs])
-        parts = tuple([(part.shape, part.dtype, part.requires_grad) for part in state])
+        tensors = tuple([(x._data.shape[1:], x._data.dtype, x.requires_grad) for x in xs])
+        parts = tuple([(part._data.shape, part._data.dtype, part.requires_grad) for part in state])
         nests = form(self.xs), form(self.state)
         masks = self.real is None, self.begin is None
         backends = self.backend, get_backend().name  # of what is there, and of what the cell makes anew
@@ -364,8 +360,8 @@ class _Run:
                 seen = map_nest(lambda leaf: where(real(leaf.ndim), leaf, 0), seen)
             observed = {name: found[name] for name in watched if name in found}
             shown = (*seen, map_nest(as_tensor, observed))
-            outs = [*[leaf for _, leaf in leaves(shown)], *[tensor for _, tensors in notes for tensor in tensors]]
-            return outs, [leaf for _, leaf in leaves(following)]
+            outs = [*flat(shown), *[tensor for _, tensors in notes for tensor in tensors]]
+            return outs, flat(following)
 
         return record(call, [_at(leaf, first) for leaf in xs], state, self.step, named), shown, notes
 
@@ -437,7 +433,7 @@ def _slices(xs: Any, steps: int) -> list[Any]:
     """The inputs of each step; taken apart at once, see `tinygrad_rnn.unstack`."""
     if isinstance(xs, Tensor):
         return unstack(xs)
-    parts = {id(leaf): unstack(leaf) for _, leaf in leaves(xs)}
+    parts = {id(leaf): unstack(leaf) for leaf in flat(xs)}
     return [map_nest(lambda leaf, t=t: parts[id(leaf)][t], xs) for t in range(steps)]
 
 

@@ -21,7 +21,7 @@ from tinygrad_rnn.compiler.engines import candidates, chosen, engine_named
 from tinygrad_rnn.compiler.lanes import ArrayLane, Called, Form, Lane, Loop, NumbaLane, copy
 from tinygrad_rnn.compiler.record import Recording, Unrecordable, _Listener, record
 from tinygrad_rnn.compiler.watch import Watch
-from tinygrad_rnn.nest import filled, leaves, map_nest
+from tinygrad_rnn.nest import filled, flat, map_nest
 from tinygrad_rnn.nn.recurrent import Recurrent, _Face
 from tinygrad_rnn.recurrence import step_of
 from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
@@ -172,7 +172,7 @@ class CompiledStep:
             nonlocal form
             y, following = _taken(step, filled(self._x.like, xs), filled(self._parts.like, state))
             form = Form(map_nest(lambda part: _wrap(part._data), y))
-            return [part for _, part in leaves(y)], [part for _, part in leaves(following)]
+            return flat(y), flat(following)
 
         recording: Recording | None = None
         for name in candidates(self._asked, self._x.tensors[0].backend):
@@ -211,10 +211,7 @@ class CompiledStep:
             self._loops[key] = Loop(recording.step, engine_named(name))
         loop = self._loops[key]
         run = loop.prepared(self._F, recording)
-        if name == "array":
-            return lambda: ArrayLane(loop, run, recording, form)
-        packed = loop.loop.packed(run)
-        return lambda: NumbaLane(loop, run, recording, form, packed)
+        return partial(ArrayLane if name == "array" else NumbaLane, loop, run, recording, form)
 
     def _move(self, state: Any, memory: Sequence[Array]) -> None:
         arrays = self._state.arrays("state", state)

@@ -253,9 +253,7 @@ class Loop:
         self.made = [slot for slot in slots if slot not in self.given]
         self.stacks = [slot.value for slot in self.made if slot.store.kind == STACK]
         self.places = 0, Places([])  # for so many steps, as they were last
-        self.packs = Places(
-            [((packed_size(*value.shape, value.dtype.itemsize),), value.dtype) for value in code.packed]
-        )
+        self.packs = [((packed_size(*value.shape, value.dtype.itemsize),), value.dtype) for value in code.packed]
         # Of each part of the state, which values of all steps the states before them are, and those after them.
         stacked = self.split.stacked
         self.before, self.after = [
@@ -273,37 +271,33 @@ class Loop:
         arguments, states = self.laid_out(run)
         for k, part in states.items():
             part[steps if reverse and code.kept[k] else 0] = carry[k]
-        arguments += self.packed(run)
         arguments += self.constants
         enough = steps * code.rows * code.work > LEAST_WORK
         if not team.over_rows(_compiled(code.text), code.rows, enough, steps, reverse, *arguments):
             raise IndexError(OUT_OF_RANGE)
         return [self._last(run, reverse, k, states[k]) for k in range(len(carry))]
 
-    def packed(self, run: Run) -> list[Any]:
-        """Weights in the order in which ``multiply_add`` reads them."""
-        arrays = self.packs.arrays() if self.code.packed else []
-        for value, array in zip(self.code.packed, arrays, strict=True):
-            pack(run.values[value], array)
-        return arrays
-
     def laid_out(self, run: Run) -> tuple[list[Any], dict[int, Any]]:
-        """The arrays that the loop is called with, and which of them are the parts of the state.
+        """The arrays that the loop is called with, weights packed, and which of them are the parts of the state.
 
         What the loop makes for all steps is added to ``run``.
         """
         steps, places = self.places
         if steps != run.steps:
             steps = run.steps
-            places = Places([(slot.shape(steps), slot.value.dtype) for slot in self.made])
+            places = Places([*[(slot.shape(steps), slot.value.dtype) for slot in self.made], *self.packs])
             self.places = steps, places
         values = run.values
-        arguments: list[Any] = [None] * (len(self.given) + len(self.made))
+        arrays = places.arrays()
+        packed = arrays[len(self.made) :]
+        arguments: list[Any] = [None] * (len(self.given) + len(self.made)) + packed
         states: dict[int, Any] = {}
         for slot in self.given:
             array = values[slot.value]
             arguments[slot.position] = np.asarray(array.transpose(slot.there) if slot.there else array, order="C")
-        for slot, array in zip(self.made, places.arrays(), strict=True):
+        for value, array in zip(self.code.packed, packed, strict=True):
+            pack(values[value], array)
+        for slot, array in zip(self.made, arrays, strict=False):
             arguments[slot.position] = array
             kind = slot.store.kind
             if kind == SCRATCH:

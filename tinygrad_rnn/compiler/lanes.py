@@ -14,7 +14,7 @@ from tinygrad_rnn.compiler.program import do_once
 from tinygrad_rnn.compiler.record import Recording
 from tinygrad_rnn.compiler.split import Run, Split
 from tinygrad_rnn.compiler.step import Step, Value
-from tinygrad_rnn.nest import filled, leaves, map_nest
+from tinygrad_rnn.nest import filled, flat, leaves, map_nest
 from tinygrad_rnn.tensor import Tensor, _wrap, as_tensor
 
 
@@ -23,7 +23,7 @@ class Form:
 
     def __init__(self, like: Any) -> None:
         self.like = like
-        self.tensors = [tensor for _, tensor in leaves(like)]
+        self.tensors = flat(like)
         self.wanted = [(type(tensor._data), tensor.shape, tensor.dtype) for tensor in self.tensors]
         self.single = isinstance(like, Tensor)
         self.flat = type(like) is tuple and all(isinstance(part, Tensor) for part in like)
@@ -103,7 +103,7 @@ class Called(Lane):
         y, following = self.step(self.x.tensors_of(x), self.parts.tensors_of(state))
         self.form = Form(y)
         self.ys = [tensor._data for tensor in self.form.tensors]
-        copy([part._data for _, part in leaves(following)], self.state)
+        copy([part._data for part in flat(following)], self.state)
 
 
 class Loop:
@@ -154,7 +154,7 @@ class ArrayLane(Lane):
 class NumbaLane(Lane):
     """A step by the Numba engine: the loop, for one step, that first takes over what the step before it left."""
 
-    def __init__(self, loop: Loop, run: Run, recording: Recording, form: Form, packed: list[Array]) -> None:
+    def __init__(self, loop: Loop, run: Run, recording: Recording, form: Form) -> None:
         step, program = loop.step, loop.loop
         run = Run(run.F, 1, dict(run.values))
         xs = loop.engine.Places([((1, *value.shape), value.dtype) for value in step.xs])
@@ -167,7 +167,7 @@ class NumbaLane(Lane):
         self.ys = [ys[value] if value in ys else run[value] for value in step.ys]
         self.form, self.check = form, _checks(run.F, recording, self.ys)
         self.function = loop.engine._compiled(_taking_over(program.source, [(k, step.carry[k]) for k in states]))
-        rest = (False, *arguments, *packed, *program.constants)
+        rest = (False, *arguments, *program.constants)
         self.function(0, program.code.rows, 0, *rest)  # so that it is compiled now
         self.arguments = (0, program.code.rows, 1, *rest)
 

@@ -111,8 +111,8 @@ class Program:
         if self.split.level[value] == SAME:
             array = run.F.broadcast_to(array, (run.steps, *value.shape))
         elif (op := value.op) is not None and not op.rule.view and array.base is None:
-            if array is not run[op.operands[0]]:  # what comes of inputs alone may be no more than another view of them
-                return array
+            # What comes of inputs alone may be no more than another view of them.
+            return array if array is not run[op.operands[0]] else array.copy()
         return run.F.asarray(array).copy()
 
 

@@ -32,7 +32,7 @@ _NOTHING = Recorder()  # to which nothing is written
 TRUSTING, OURS, PROVING = range(3)  # how what a function holds is looked at
 
 
-@dataclass
+@dataclass(slots=True)
 class _Look:
     """What has been come across in a cell.
 

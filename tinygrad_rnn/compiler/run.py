@@ -38,6 +38,9 @@ class Way:
         Those of ``xs`` and ``consts`` that are read.
     states
         Whether the state before each step is read, which was not saved.
+    found
+        Where among its results, outputs, last state and totals, the cotangent of each that has asked for one is; None
+        if there is none.
     """
 
     def __init__(self, plan: Compiled, program: Program, backward: Backward) -> None:
@@ -59,6 +62,8 @@ class Way:
         taken = [one for group in self.sources for one in group]
         self.read = [one for one in taken if one[0] in ("xs", "consts")]
         self.states = any(kind == "states" for kind, _ in taken)
+        given = backward.xs, [i if i in backward.reached else None for i in backward.carry], backward.consts
+        self.found = [(k, given[k].index(i)) if i in given[k] else None for k, i in plan.wanted]
 
 
 class Compiled:
@@ -70,6 +75,8 @@ class Compiled:
         The step, whose outputs are those that were asked for, ``size`` of them, and then what its step backwards reads.
     active
         Which of the outputs, parts of the state and totals a gradient passes through.
+    wanted
+        The inputs, parts of the state and constants that gradients are asked for, as group and place in it.
     """
 
     def __init__(self, step: Step, engine: Any, asked: tuple[Flags, ...]) -> None:
@@ -77,7 +84,8 @@ class Compiled:
         self.asked = asked
         self.size = len(step.ys)
         self._backward: dict[Any, Way] = {}
-        if any(any(flags) for flags in asked):
+        self.wanted = [(k, i) for k, flags in enumerate(asked) for i, flag in enumerate(flags) if flag]
+        if self.wanted:
             every = [[True] * len(group) for group in (step.ys, step.carry, step.totals)]
             first = backward_of(step, *every, *asked)
             shorter, saved = cut(step, first.step)
@@ -86,12 +94,12 @@ class Compiled:
             _, passed = flowing(step, *asked)
             groups = step.ys, step.following, step.totals
             self.active = [[value in passed for value in group] for group in groups]
+            self.pulling = _Plan(len(self.wanted))
         self.step = step
         self.forward = self._forwards(step)
-        if any(any(flags) for flags in asked):  # at once, so that an engine which has no code for it says so now
+        if self.wanted:  # at once, so that an engine which has no code for it says so now
             ys = (True,) * self.size + (False,) * (len(step.ys) - self.size)
-            last = tuple(self.active[1])
-            self._add(ys, last, (True,) * len(step.totals), asked, False, engine)
+            self._add((*ys, *self.active[1], *[True] * len(step.totals)), asked, False, engine)
 
     def _forwards(self, step: Step) -> Program:
         """A program whose outputs begin with those of the step; what is saved and not asked for, only we read."""
@@ -107,9 +115,16 @@ class Compiled:
         """What the step backwards reads."""
         return self.step.ys[self.size :]
 
-    def backward(self, ys: Flags, last: Flags, totals: Flags, asked: tuple[Flags, ...], each: bool = False) -> Way:
-        """How the cotangents of these results are carried to what is asked, or ``each`` step's (see `backward_of`)."""
-        key = ys, last, totals, asked, each
+    def parted(self, results: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+        """What belongs to results, parted into that of outputs, of the last state and of totals."""
+        first = len(self.step.ys)
+        second = first + len(self.step.carry)
+        return results[:first], results[first:second], results[second:]
+
+    def backward(self, given: Flags, asked: tuple[Flags, ...], each: bool = False) -> Way:
+        """How cotangents of those results of which some are given are carried to what is asked, or ``each`` step's (see
+        `backward_of`)."""
+        key = given, asked, each
         if key not in self._backward:
             try:
                 self._add(*key, self.engine)
@@ -117,10 +132,10 @@ class Compiled:
                 self._add(*key, array)
         return self._backward[key]
 
-    def _add(self, ys: Flags, last: Flags, totals: Flags, asked: tuple[Flags, ...], each: bool, engine: Any) -> None:
-        backward = backward_of(self.step, ys, last, totals, *asked, each=each)
+    def _add(self, given: Flags, asked: tuple[Flags, ...], each: bool, engine: Any) -> None:
+        backward = backward_of(self.step, *self.parted(given), *asked, each=each)
         shorter, _ = cut(self.step, backward.step, self.saved)
-        self._backward[ys, last, totals, asked, each] = Way(self, Program(shorter, engine), backward)
+        self._backward[given, asked, each] = Way(self, Program(shorter, engine), backward)
 
     @cached_property
     def marking(self) -> Program:
@@ -166,7 +181,7 @@ def compiled(step: Step, engine: Any, *groups: list[Tensor]) -> Compiled:
     return found
 
 
-@dataclass
+@dataclass(slots=True)
 class Kept:
     """What a node of a scan keeps for its backward pass: what was saved of all steps, or segments (in time order)."""
 
@@ -202,9 +217,8 @@ def over(
     With ``recompute`` only some states are kept for the gradient, and what lies between is computed again; the step
     must have no totals.
     """
-    groups, asked = (xs, carry, consts), plan.asked
     kept = Kept(F, plan, steps, reverse, xs, carry, consts, [], None)
-    if not any(any(flags) for flags in asked):
+    if not plan.wanted:
         ys, last, totals = [
             [_wrap(plan.engine.in_order(array)) for array in group]
             for group in plan.forward(F, steps, reverse, *kept.inputs)
@@ -215,24 +229,18 @@ def over(
         kept.saved = arrays[0][plan.size :]
     else:
         arrays = in_segments(kept, recompute)
-    parents = [
-        tensor if tensor._node is None else tensor._node
-        for group, flags in zip(groups, asked, strict=True)
-        for tensor, flag in zip(group, flags, strict=True)
-        if flag
-    ]
-    node = tape.record(SCAN, tuple(parents), _Plan(len(parents)), (kept,))
+    groups = xs, carry, consts
+    wanted = [groups[k][i] for k, i in plan.wanted]
+    parents = [tensor if tensor._node is None else tensor._node for tensor in wanted]
+    node = tape.record(SCAN, tuple(parents), plan.pulling, (kept,))
     results = arrays[0][: plan.size], *arrays[1:]  # what is saved is nobody else's
-    sizes = [len(group) for group in plan.active]
-    firsts = 0, sizes[0], sizes[0] + sizes[1]
-    ys, last, totals = [
-        [
-            _selected(node, plan.engine.in_order(array), first + i, sum(sizes), active[i])
-            for i, array in enumerate(group)
-        ]
-        for group, first, active in zip(results, firsts, plan.active, strict=True)
-    ]
-    return ys, last, totals
+    count = sum(map(len, plan.active))
+    first = 0
+    for group, active in zip(results, plan.active, strict=True):
+        for i, result in enumerate(group):
+            group[i] = _selected(node, plan.engine.in_order(result), first + i, count, active[i])
+        first += len(active)
+    return results
 
 
 def _selected(node: tape.Node, array: Any, position: int, count: int, active: bool) -> Tensor:
@@ -253,14 +261,14 @@ class _Scan:
         if as_tensors and kept.segments is not None:
             _check_all([*kept.xs, *kept.carry, *kept.consts], node)
             kept = saving(kept)
-            node = tape.record(SCAN, node.parents, _Plan(len(node.parents)), (kept,))
+            node = tape.record(SCAN, node.parents, node.plan, (kept,))
         plan: Compiled = kept.compiled
         wanted = plan.asked
         if asked is not None:
             parents = iter(node.parents)
             wanted = tuple([tuple([flag and next(parents) in asked for flag in flags]) for flags in wanted])
         way, dys, dtotals, carry = self._way(kept, cotangents, wanted, False)
-        program, backward, F = way.program, way.backward, kept.F
+        program, F = way.program, kept.F
         if as_tensors:
             carry = [as_tensor(part) for part in carry]
             xs, consts = self._given(node, kept, way, dys, dtotals, True)
@@ -270,13 +278,7 @@ class _Scan:
             found = program(F, kept.steps, not kept.reverse, xs, carry, consts)
         else:
             found = self._by_segments(node, kept, way, dys, dtotals, carry)
-        reached = [(i, part) for i, part in zip(backward.carry, found[1], strict=True) if i in backward.reached]
-        named = (
-            dict(zip(backward.xs, found[0], strict=True)),
-            dict(reached),
-            dict(zip(backward.consts, found[2], strict=True)),
-        )
-        return [named[k].get(i) for k, flags in enumerate(plan.asked) for i, flag in enumerate(flags) if flag]
+        return [None if place is None else found[place[0]][place[1]] for place in way.found]
 
     def each_step(self, node: tape.Node, cotangents: Any) -> tuple[dict[int, Any], dict[int, Any]]:
         """Of each part of the state its cotangents after all steps, and of each constant what all steps add to its."""
@@ -295,11 +297,8 @@ class _Scan:
         self, kept: Kept, cotangents: Any, wanted: tuple[Flags, ...], each: bool
     ) -> tuple[Way, Sequence[Any], Sequence[Any], list[Any]]:
         """The way backwards for these cotangents, those of outputs and totals, and the state that it begins with."""
-        step = kept.compiled.step
-        ends = len(step.ys), len(step.ys) + len(step.carry)
-        dys, dlast, dtotals = cotangents[: ends[0]], cotangents[ends[0] : ends[1]], cotangents[ends[1] :]
-        ys, last, totals = [tuple([g is not None for g in group]) for group in (dys, dlast, dtotals)]
-        way = kept.compiled.backward(ys, last, totals, wanted, each)
+        dys, dlast, dtotals = kept.compiled.parted(cotangents)
+        way = kept.compiled.backward(tuple([g is not None for g in cotangents]), wanted, each)
         carry = [
             kept.F.zeros(value.shape, dtype=value.dtype) if dlast[i] is None else dlast[i]
             for i, value in zip(way.backward.carry, way.program.step.carry, strict=True)

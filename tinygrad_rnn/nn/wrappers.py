@@ -13,7 +13,7 @@ from itertools import count
 from typing import Any, TypeAlias
 
 from tinygrad_rnn.functional import dropout
-from tinygrad_rnn.nest import leaves, map_nest
+from tinygrad_rnn.nest import flat, map_nest
 from tinygrad_rnn.nn.module import Module, Parameter
 from tinygrad_rnn.ops import broadcast_to, ones_like, where
 from tinygrad_rnn.random import Generator, default_generator
@@ -85,7 +85,7 @@ class RecurrentDropout(_Wrapper):
         step = step_of(self.cell, batch)
         if not self.training or self.p == 0:
             return step
-        first = leaves(self.cell.init_state(batch))[0][1].detach()
+        first = flat(self.cell.init_state(batch))[0].detach()
         mask = dropout(ones_like(first), self.p, True, self.generator)
 
         def masked(x: Tensor, state: Any) -> tuple[Any, Any]:
@@ -144,7 +144,7 @@ def _zoned(
     p: float | tuple[float, ...], training: bool, generator: Generator | None, state: Any, y: Any, following: Any
 ) -> tuple[Any, Any]:
     """The output and the next state of a step, with what stays as it was."""
-    floats = [part for _, part in leaves(following) if part.dtype.kind == "f"]
+    floats = [part for part in flat(following) if part.dtype.kind == "f"]
     rates = p if isinstance(p, tuple) else (p,) * len(floats)
     if len(rates) != len(floats):
         raise ValueError(f"Zoneout: p must be one number or {len(floats)}, for each part of the state, got {p}")
@@ -219,7 +219,7 @@ class LearnedState(_Wrapper):
 
     def __init__(self, cell: Any) -> None:
         super().__init__(cell)
-        for i, (_, leaf) in enumerate(leaves(self.cell.init_state(1))):
+        for i, leaf in enumerate(flat(self.cell.init_state(1))):
             if leaf.dtype.kind == "f":
                 setattr(self, f"start_{i}", Parameter(leaf.data[0].copy()))
 

@@ -56,7 +56,7 @@ def kept(F: Any, reduced: Any, shape: tuple[int, ...], axis: Axis) -> Any:
 
 
 def _spread(F: Any, g: Any, x_shape: tuple[int, ...], axis: Axis) -> Any:
-    return F.broadcast_to(kept(F, g, x_shape, axis), x_shape)
+    return F.broadcast_to(g if axis is None else kept(F, g, x_shape, axis), x_shape)
 
 
 @over_time(shifted, jointly=True)
