@@ -32,6 +32,7 @@ UFUNCS = {  # how many operands
 # The parameters in CuPy's order; those after * by keyword alone.
 FUNCTIONS = {
     "matmul": "a b * out",
+    "dot": "a b out",
     "mean": "a axis dtype out keepdims",
     "max": "a axis out keepdims",
     "min": "a axis out keepdims",

@@ -10,7 +10,8 @@ from tinygrad_rnn import nn
 
 pytest.importorskip("numba")
 from tinygrad_rnn.compiler.jit import HOST, in_order
-from tinygrad_rnn.compiler.memory import Places, Pool
+from tinygrad_rnn.compiler.memory import Places
+from tinygrad_rnn.compiler.pool import Pool
 
 FLOAT = np.dtype(np.float32)
 
@@ -34,33 +35,33 @@ def test_arrays_are_aligned_and_apart():
 
 def test_a_block_comes_back_when_nothing_lies_in_it():
     pool = Pool()
-    block = pool.take(1000)
+    block, _ = pool.take(1000)
     assert block.size >= 1000
     array = np.ndarray((10, 10), FLOAT, block)
     first = address(block)
     part = array[3:].T
     for name in ("block", "array"):
-        assert address(pool.take(1000)) != first, name
+        assert address(pool.take(1000)[0]) != first, name
         if name == "block":
             del block
     del array
-    assert address(pool.take(1000)) != first  # a view of a view is enough
+    assert address(pool.take(1000)[0]) != first  # a view of a view is enough
     del part
-    assert first in [address(block) for block in [pool.take(1000) for _ in range(4)]]
+    assert first in [address(block) for block, _ in [pool.take(1000) for _ in range(4)]]
 
 
 def test_sizes_nearly_alike_share_blocks():
     pool = Pool()
-    first = address(pool.take(100_000))
-    assert address(pool.take(99_000)) == first
-    assert address(pool.take(50_000)) != first
+    first = address(pool.take(100_000)[0])
+    assert address(pool.take(99_000)[0]) == first
+    assert address(pool.take(50_000)[0]) != first
 
 
 def test_what_is_remembered_is_bounded():
     pool = Pool()
     pool.MOST = 10_000
-    blocks = [pool.take(4096) for _ in range(5)]
-    assert sum(size for size, _ in pool.blocks) <= pool.MOST
+    blocks = [pool.take(4096)[0] for _ in range(5)]
+    assert sum(size for size, *_ in pool.blocks) <= pool.MOST
     for i, block in enumerate(blocks):  # those that it forgot are still their holders'
         block[...] = i
     assert [int(block[7]) for block in blocks] == [0, 1, 2, 3, 4]
@@ -74,7 +75,7 @@ def test_threads_get_blocks_of_their_own():
 
     def work(number):
         for _ in range(2000):
-            blocks = [pool.take(256) for _ in range(3)]
+            blocks = [pool.take(256)[0] for _ in range(3)]
             for i, block in enumerate(blocks):
                 block[...] = 3 * number + i
             mixed.extend(i for i, block in enumerate(blocks) if (block != 3 * number + i).any())

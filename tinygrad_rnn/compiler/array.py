@@ -8,17 +8,57 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import cycle, islice
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
+from tinygrad_rnn.backend import NUMPY
+from tinygrad_rnn.compiler.pool import BLOCK, empty
 from tinygrad_rnn.compiler.split import Run, Split
 from tinygrad_rnn.compiler.step import Op, Value
 
 FUSES = False
 ROWS_APART = False  # whether a row of a product has the same bits among any other rows
+
+
+class _Feeding(type(NUMPY)):  # type: ignore[misc]
+    """NumPy for what feeds the loop: large results lie in memory that is used again, those of steps with rows last.
+
+    For then the columns of a step, of which gates are parts, lie together: NumPy takes a third of the time for these,
+    and two thirds for products with weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("add", "subtract", "multiply", "divide", "negative", "exp", "tanh", "sqrt", "square"):
+            setattr(self, name, partial(_pooled, getattr(np, name)))
+        self.matmul = _matmul
+        self.empty = _empty
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> Any:
+    if len(shape) != 3:
+        return empty(shape, dtype)
+    steps, rows, columns = shape
+    return empty((steps, columns, rows), dtype).transpose(0, 2, 1)
+
+
+def _pooled(function: np.ufunc, *operands: Any) -> Any:
+    for operand in operands:
+        if type(operand) is np.ndarray and operand.nbytes > BLOCK and np.broadcast(*operands).shape == operand.shape:
+            dtype = np.result_type(*operands)
+            return function(*operands, out=_empty(operand.shape, dtype) if dtype.kind == "f" else None)
+    return function(*operands)
+
+
+def _matmul(a: Any, b: Any) -> Any:
+    whole = a.ndim == b.ndim == 2 and a.dtype == b.dtype
+    return np.matmul(a, b, out=empty((a.shape[0], b.shape[1]), a.dtype) if whole else None)
+
+
+FEEDING = _Feeding()
 
 
 def backend(F: Any) -> Any:
@@ -70,8 +110,21 @@ class Loop:
             if keeping or not view:
                 self.calls.append(op)
                 self.owners += [value for value in op.results if value in keeping or not view]
+        # What is the same memory at every step.
+        self.fixed: set[Value] = set()
+        for value in reversed(self.owners):
+            whole = self.parts[value][0] if value in self.parts else None
+            if value not in kept if whole is None else whole in self.fixed:
+                self.fixed.add(value)
+        for op in self.views:
+            if self.fixed.issuperset(op.inputs):
+                self.fixed.update(self._seen(op))
         self._functions: dict[Any, Callable[..., None]] = {}
         self.source, self.functions, self.rows, self.constants = self._generated()
+
+    def _seen(self, op: Op) -> list[Value]:
+        """The results of a view, as views."""
+        return [self.copied.get(value, value) for value in op.results]
 
     def _strided(self, op: Op) -> bool:
         """Whether the operand may not be contiguous, so that a reshape of it would be a copy."""
@@ -83,7 +136,7 @@ class Loop:
         step = self.split.step
         made = [value for op in self.split.loop for value in op.results]
         views = set(self.copied.values())
-        changing = {*self.split.streamed, *step.carry, *made, *views}
+        changing = {*self.split.streamed, *step.carry, *made, *views}.difference(self.fixed)
         names: dict[Value, str] = {}
 
         def name(operand: Any) -> str:
@@ -107,8 +160,9 @@ class Loop:
                 continue
             arguments = ", ".join([name(operand) for operand in op.operands])
             if _writes(op):
-                functions[op.rule.name] = op
-                lines.append(f"{op.rule.name}({arguments}, out={outs[0]})")
+                called = "dot" if _of_one_row(op) else op.rule.name
+                functions[called] = op
+                lines.append(f"{called}({arguments}, out={outs[0]})")
                 continue
             call = f"{op.rule.name}_{len(functions)}"
             functions[call] = op
@@ -127,7 +181,7 @@ class Loop:
 
     def feeding(self, F: Any) -> Any:
         """What computes for the loop, before it."""
-        return F
+        return FEEDING if F is NUMPY else F
 
     def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
         """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""
@@ -154,14 +208,21 @@ class Loop:
         """The memory of every value but the state, and of all views that are not views of the state."""
         F, steps, step = run.F, run.steps, self.split.step
         order = -1 if reverse else 1
-        rows: dict[Value, Rows] = {value: F.unstack(run[value], 0)[::order] for value in self.split.streamed}
+        rows: dict[Value, Rows] = {
+            value: F.unstack(_rows_last(F, run[value]), 0)[::order] for value in self.split.streamed
+        }
         stacked = set(self.split.stacked)
         handed_on = sum(value in step.carry for value in step.following)  # from one part of the state to another
         lives = 2 + handed_on  # for so many steps a part of the state may be read
         for value in reversed(self.owners):
             if value in self.parts:
                 whole, (where, _) = self.parts[value]
-                rows[value] = _each(itemgetter(where), rows[whole])
+                if value in self.fixed:
+                    run.values[value] = run[whole][where]
+                else:
+                    rows[value] = [row[where] for row in rows[whole]]
+            elif value in self.fixed:
+                run.values[value] = F.empty((1, *value.shape), dtype=value.dtype)[0, ...]
             elif value in self.persistent:
                 heirs = [k for k, v in enumerate(step.following) if v is value and step.carry[k] in stacked]
                 memory = F.empty((steps + len(heirs[:1]), *value.shape), dtype=value.dtype)
@@ -172,40 +233,61 @@ class Loop:
                 run.values[value] = memory
                 rows[value] = F.unstack(memory, 0)[::order]
             else:
-                buffers = [
-                    F.empty(value.shape, dtype=value.dtype) for _ in range(lives if value in step.following else 1)
-                ]
+                buffers = [F.empty((1, *value.shape), dtype=value.dtype)[0, ...] for _ in range(lives)]
                 rows[value] = list(islice(cycle(buffers), steps))
         for op in self.views:
             (operand,) = op.inputs
-            if operand in rows:
-                self._view(F, op, rows)
+            if operand in self.fixed:
+                results = _function(F, op, "")(run[operand])
+                run.values.update(zip(self._seen(op), results if op.rule.several else (results,), strict=True))
+            elif operand in rows:
+                self._view(run, op, rows, order)
         return rows
 
     def _carried(self, run: Run, rows: dict[Value, Rows], carry: Sequence[Any]) -> list[Any]:
         """Add the rows of the state, and of views of it; return the last state."""
         step = self.split.step
         states: list[Rows] = [[part] for part in carry]
-        for s in range(run.steps):
-            now = {value: states[k][s] for k, value in enumerate(step.carry)}
-            for k, value in enumerate(step.following):
-                after = rows[value][s] if value in rows else now[value] if value in now else run[value]
-                states[k].append(after)
+        places = {value: k for k, value in enumerate(step.carry)}
+        handed_on = [(k, places[value]) for k, value in enumerate(step.following) if value in places]
+        for k, value in enumerate(step.following):
+            if value not in places:
+                states[k] += rows[value] if value in rows else [run[value]] * run.steps
+        for s in range(run.steps if handed_on else 0):
+            for k, before in handed_on:
+                states[k].append(states[before][s])
         rows.update({value: states[k][:-1] for k, value in enumerate(step.carry)})
         for op in self.views:
-            if self.copied.get(op.results[0], op.results[0]) not in rows:
-                self._view(run.F, op, rows)
+            if self.fixed.isdisjoint(op.inputs) and self._seen(op)[0] not in rows:
+                self._view(run, op, rows)
         return [states[k][-1] for k in range(len(carry))]
 
-    def _view(self, F: Any, op: Op, rows: dict[Value, Rows]) -> None:
-        function = _function(F, op, "")
+    def _view(self, run: Run, op: Op, rows: dict[Value, Rows], order: int = 0) -> None:
+        """Add the rows of a view; at once, in this order, where its operand is kept of all steps."""
+        F, seen = run.F, self._seen(op)
         (operand,) = op.inputs
-        results = _each(function, rows[operand])
-        if op.rule.several:
-            values = [self.copied.get(value, value) for value in op.results]
-            rows.update({value: [parts[i] for parts in results] for i, value in enumerate(values)})
+        how = self.split.batched.get(op)
+        if order and operand in self.persistent and how is not None:
+            results = how(F, run.steps, run[operand])
+            each = [F.unstack(result, 0)[::order] for result in (results if op.rule.several else [results])]
         else:
-            rows[op.results[0]] = results
+            function = _function(F, op, "")
+            known: dict[int, Any] = {}
+            for row in rows[operand]:  # the same memory may serve several steps
+                if id(row) not in known:
+                    known[id(row)] = function(row)
+            parts = [known[id(row)] for row in rows[operand]]
+            each = [[part[i] for part in parts] for i in range(len(seen))] if op.rule.several else [parts]
+        rows.update(zip(seen, each, strict=True))
+
+
+def _rows_last(F: Any, array: Any) -> Any:
+    """``array`` (T, B, features) in the order that is fast, see `_Feeding`."""
+    if F is not FEEDING or array.ndim != 3 or array.shape[1] == 1 or array.strides[1] == array.itemsize:
+        return array
+    result = _empty(array.shape, array.dtype)
+    result[...] = array
+    return result
 
 
 def _persistent(split: Split) -> set[Value]:
@@ -219,15 +301,6 @@ def _persistent(split: Split) -> set[Value]:
             if value in following:
                 pending.append(following[value])
     return persistent
-
-
-def _each(function: Callable[[Any], Any], rows: Rows) -> Rows:
-    """``function`` of each row; of one that stands for several steps, once."""
-    known: dict[int, Any] = {}
-    for row in rows:
-        if id(row) not in known:
-            known[id(row)] = function(row)
-    return [known[id(row)] for row in rows]
 
 
 def _places(op: Op) -> list[tuple[Any, str]]:
@@ -251,10 +324,15 @@ def _writes(op: Op) -> bool:
     return called == (name,) and (name == "sigmoid" or (isinstance(getattr(np, name, None), np.ufunc)))
 
 
+def _of_one_row(op: Op) -> bool:
+    """Whether it is a product of a single row, for which ``dot`` takes half of the time of ``matmul``."""
+    return op.rule.name == "matmul" and all(o.ndim == 2 for o in op.operands) and op.results[0].shape[0] == 1
+
+
 def _function(F: Any, op: Op, name: str) -> Callable[..., Any]:
     if name == "sigmoid":
         return F.sigmoid_unguarded  # type: ignore[no-any-return]
-    if name == op.rule.name:
+    if name in (op.rule.name, "dot"):
         return getattr(F.library, name)  # type: ignore[no-any-return]
     forward, named = op.rule.forward, op.named
     return lambda *operands: forward(F, *operands, **named)

@@ -22,7 +22,8 @@ from tinygrad_rnn.compiler import philox, team
 from tinygrad_rnn.compiler.cache import module_of
 from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, SUM, Store
 from tinygrad_rnn.compiler.loops import Generator
-from tinygrad_rnn.compiler.memory import SHARING, Places, empty
+from tinygrad_rnn.compiler.memory import SHARING, Places
+from tinygrad_rnn.compiler.pool import empty
 from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product_of_rows
 from tinygrad_rnn.compiler.record import Unrecordable
 from tinygrad_rnn.compiler.scalars import SCALARS, plus, where

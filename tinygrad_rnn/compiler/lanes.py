@@ -118,8 +118,7 @@ class Loop:
     def prepared(self, F: Any, recording: Recording) -> Run:
         """What is the same at every step, by the constants of a recording that does the same."""
         with self.engine.context():
-            F = self.engine.backend(F)
-            run = Run(F, 1)
+            run = Run(self.loop.feeding(self.engine.backend(F)), 1)
             run.values.update(zip(self.step.consts, [tensor._data for tensor in recording.consts], strict=True))
             do_once(run, self.split.same)
         return run
@@ -131,7 +130,7 @@ class ArrayLane(Lane):
     def __init__(self, loop: Loop, run: Run, recording: Recording, form: Form) -> None:
         F, step, program = run.F, loop.step, loop.loop
         run = Run(F, 1, dict(run.values))
-        run.values.update({value: F.zeros((1, *value.shape), dtype=value.dtype) for value in step.xs})
+        run.values.update({value: F.empty((1, *value.shape), dtype=value.dtype) for value in step.xs})
         self.xs = [run[value][0, ...] for value in step.xs]
         self.state = [F.zeros(value.shape, dtype=value.dtype) for value in step.carry]
         self.before = [F.zeros(value.shape, dtype=value.dtype) for value in step.carry]

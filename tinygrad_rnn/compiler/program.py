@@ -56,8 +56,8 @@ class Program:
         run = Run(self.loop.feeding(F), steps, dict(zip(self._given, [*xs, *consts], strict=True)))
         do_once(run, split.same)
         self._over_time(run, split.before)
-        run.F = F
         last = self.loop(run, reverse, carry)
+        run.F = F
         _forget(run, self._done_with[None])
         self._over_time(run, split.after)
         sums = {value: _alike(F, total(run), value) for value, total in split.totals.items()}

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_rnn.compiler.joined import gathered, joined
 from tinygrad_rnn.compiler.step import REDUCTIONS, Op, Step, Value, needed_for
 
 SAME, BEFORE, CARRIED = range(3)  # what a value depends on: constants alone, inputs, the state
@@ -72,24 +73,12 @@ class Split:
         """
         self.step = step
         self.apart = apart
+        self.fuses = fuses
         ops = step.pruned()
-        self.level: dict[Value, int] = dict.fromkeys(step.consts, SAME)
-        self.level |= dict.fromkeys(step.xs, BEFORE) | dict.fromkeys(step.carry, CARRIED)
-        self._batched: dict[Op, Callable[..., Any]] = {}
-        before: list[Op] = []
-        carried: list[Op] = []
-        self.same: list[Op] = []
-        for op in ops:
-            level = max([self.level[value] for value in op.inputs], default=SAME)
-            if level != SAME:
-                rule = op.rule
-                how = rule.over_time(rule, op.params, _forms(op), self._timed(op)) if apart and rule.over_time else None
-                if how is None:
-                    level = CARRIED
-                else:
-                    self._batched[op] = how
-            (self.same, before, carried)[level].append(op)
-            self.level.update(dict.fromkeys(op.results, level))
+        self.same, before, carried = self._by_level(ops)
+        if not fuses:
+            ops = joined(gathered(ops, step, self.level, set(carried)), set(carried))
+            self.same, before, carried = self._by_level(ops)
         self._looped = self._needed_in_loop(carried)
         self._leaves: set[Value] = set()
         self._addends: set[Value] = set()
@@ -113,9 +102,9 @@ class Split:
             self.loop = self._sunk(before, read)
         inside = set(self.loop)
         self.before = [
-            (op, self._batched[op]) for op in needed_for(self._read_by_loop() | read, before) if op not in inside
+            (op, self.batched[op]) for op in needed_for(self._read_by_loop() | read, before) if op not in inside
         ]
-        self.after = [(op, self._batched[op]) for op in after]
+        self.after = [(op, self.batched[op]) for op in after]
         made = {value for op in self.loop for value in op.results if op not in views}
         made.update(step.carry)
         whole = {*step.ys, *self._leaves}.union(*[op.inputs for op in after])
@@ -125,6 +114,26 @@ class Split:
         self.stacked = [value for value in [*step.carry, *_results(self.loop)] if value in made and value in read]
         loops = self._read_by_loop()
         self.streamed = [v for v in [*step.xs, *[v for op, _ in self.before for v in op.results]] if v in loops]
+
+    def _by_level(self, ops: list[Op]) -> tuple[list[Op], list[Op], list[Op]]:
+        """Operations that depend on constants alone; on inputs too; and on the state, or must be done at each step."""
+        step = self.step
+        self.level: dict[Value, int] = dict.fromkeys(step.consts, SAME)
+        self.level |= dict.fromkeys(step.xs, BEFORE) | dict.fromkeys(step.carry, CARRIED)
+        self.batched: dict[Op, Callable[..., Any]] = {}
+        groups: tuple[list[Op], list[Op], list[Op]] = ([], [], [])
+        for op in ops:
+            level = max([self.level[value] for value in op.inputs], default=SAME)
+            if level != SAME:
+                rule, timed = op.rule, self._timed(op)
+                how = rule.over_time(rule, op.params, _forms(op), timed) if self.apart and rule.over_time else None
+                if how is None:
+                    level = CARRIED
+                else:
+                    self.batched[op] = how
+            groups[level].append(op)
+            self.level.update(dict.fromkeys(op.results, level))
+        return groups
 
     def _read_by_loop(self) -> set[Value]:
         made = set(_results(self.loop))
@@ -137,7 +146,7 @@ class Split:
         needed = set(self.step.following)
         looped: set[Op] = set()
         for op in reversed(carried):
-            if op not in self._batched or not needed.isdisjoint(op.results):
+            if op not in self.batched or not needed.isdisjoint(op.results):
                 looped.add(op)
                 needed.update(op.inputs)
         return looped
@@ -148,9 +157,10 @@ class Split:
         read = set(read)
         for op in reversed(self.loop):
             results = read.intersection(op.results)
-            if op.rule.view and op in self._batched and results:
+            if op.rule.view and op in self.batched and results:
                 sources = [value for value in op.inputs if value not in read]
-                if sum(value.bytes for value in sources) <= sum(value.bytes for value in results):
+                most = sum(value.bytes for value in results)
+                if sum(value.bytes for value in sources) <= (most if self.fuses else 2 * most):
                     views.add(op)
                     read.update(op.inputs)
         return views
@@ -185,7 +195,7 @@ class Split:
             return lambda run: run[value] * run.steps
         op = value.op
         near = op is not None and (op.rule.joins or (op in self._looped and op.rule.elementwise))  # no work to save
-        if op in self._batched and not op.rule.several and not near:
+        if op in self.batched and not op.rule.several and not near:
             timed = self._timed(op)
             floats = all(o.dtype.kind == "f" for o, has in zip(op.operands, timed, strict=True) if has)
             changing = [name for name, has in zip(_operand_names(op), timed, strict=True) if has]

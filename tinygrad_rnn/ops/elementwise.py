@@ -191,7 +191,7 @@ def cos(F: Any, x: Operand, /) -> Array:
 
 
 @scalar("tanh(x)")
-@operation(ELEMENTWISE, x=lambda F, g, out: g - g * (out * out))
+@operation(ELEMENTWISE, x=lambda F, g, out: g * (1 - out * out))
 def tanh(F: Any, x: Operand, /) -> Array:
     """Hyperbolic tangent."""
     return F.tanh(x)

@@ -57,6 +57,8 @@ def _summed_products(rule: Any, params: Any, operands: Sequence[Any], timed: Seq
 
     def run(F: Any, steps: int, a: Any, b: Any) -> Any:
         wide = F.reshape(F.transpose(a, to_wide), (*batch, rows, steps * inner))
+        if not batch and b.strides[1] < b.strides[2]:
+            return F.matmul(wide, F.reshape(F.transpose(b, (2, 0, 1)), (columns, steps * inner)).T)
         return F.matmul(wide, F.reshape(F.transpose(b, to_tall), (*batch, steps * inner, columns)))
 
     return run

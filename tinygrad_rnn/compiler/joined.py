@@ -1,0 +1,109 @@
+"""Fewer calls in the loop, for an engine that pays for each; one that fuses operations has no use for this."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinygrad_rnn.compiler.step import Op, Step, Value
+
+
+def gathered(ops: Sequence[Op], step: Step, level: Mapping[Value, int], carried: Collection[Op]) -> list[Op]:
+    """``ops`` in order; in sums among those that are ``carried``, what does not depend on the state comes first.
+
+    So ``(x + a) + (h + b)`` becomes ``((a + b) + x) + h``, of which one addition is left in the loop.
+    """
+    known = set(ops)
+    reads = Counter([*step.ys, *step.following, *step.totals, *[value for op in ops for value in op.inputs]])
+    instead: dict[Op, list[Op]] = {}
+
+    def sums_in(op: Op) -> list[Op]:
+        """The sums that are read by this one alone, or by such."""
+        inner = [o.op for o in op.operands if type(o) is Value and reads[o] == 1 and o.op in known]
+        return [op, *[one for part in inner if part and _alike(part, op) for one in sums_in(part)]]
+
+    for op in reversed(ops):
+        if op.rule.name != "add" or op not in carried or op in instead:
+            continue
+        sums = sums_in(op)
+        made = {value for one in sums for value in one.results}
+        terms = [o for one in sums for o in one.operands if o not in made]
+        late = [o for o in terms if type(o) is not Value or level[o] == level[op.results[0]]]
+        alike = all(type(o) is Value and o.dtype == op.results[0].dtype for o in terms)
+        if alike and len(late) < sum(one in carried for one in sums):
+            total, *others = sorted(terms, key=lambda o: level[o])
+            instead |= {one: [] for one in sums}
+            for term in others:
+                instead[op].append(_added(op, total, term))
+                (total,) = instead[op][-1].results
+            instead[op][-1].results = op.results
+    return [one for op in ops for one in instead.get(op, [op])]
+
+
+def _alike(a: Op, b: Op) -> bool:
+    return a.rule is b.rule and a.recording == b.recording
+
+
+def _added(like: Op, a: Any, b: Any) -> Op:
+    op = Op(like.rule, (a, b), like.params, like.recording)
+    op.results = (Value(np.broadcast_shapes(a.shape, b.shape), a.dtype, op),)
+    return op
+
+
+JOINED = ("add", "sigmoid", "tanh")  # rules that do no harm to those parts of which nobody asked for it
+
+
+@dataclass
+class _Group:
+    """Operations that do the same to parts of a whole, by the places of these; what is done instead, and then parts
+    the result; and the parts' shapes."""
+
+    members: dict[int, Op]
+    whole: Op
+    parting: Op
+    shapes: list[tuple[int, ...]]
+
+
+def joined(ops: Sequence[Op], candidates: Collection[Op]) -> list[Op]:
+    """``ops`` in order, with ``candidates`` joined where they do the same to most parts of a whole."""
+    parts: dict[Value, tuple[Op, int, list[tuple[int, ...]]]] = {}
+    groups: dict[tuple[object, ...], _Group] = {}
+    for op in ops:
+        if op.rule.name == "split":
+            shapes = [value.shape for value in op.results]
+            parts |= {value: (op, place, shapes) for place, value in enumerate(op.results)}
+        found = [parts[o] for o in op.operands if type(o) is Value and o in parts]
+        if op.rule.name not in JOINED or op not in candidates or len(found) < len(op.operands):
+            continue
+        partings = [parting for parting, _, _ in found]
+        wholes = [parting.operands[0] for parting in partings]
+        place, shapes = found[0][1:]
+        pairs = zip(found, wholes, strict=True)
+        if len({(where, parting.params, whole.shape) for (parting, where, _), whole in pairs}) > 1:
+            continue
+        key = op.rule, op.recording, *partings
+        if key not in groups:
+            whole = Op(op.rule, tuple(wholes), op.params, op.recording)
+            whole.results = (Value(wholes[0].shape, op.results[0].dtype, whole),)
+            groups[key] = _Group(
+                {}, whole, Op(partings[0].rule, whole.results, partings[0].params, op.recording), shapes
+            )
+        group = groups[key]
+        if place not in group.members:
+            group.members[place] = op
+            parts[op.results[0]] = group.parting, place, shapes
+    instead: dict[Op, list[Op]] = {}
+    for group in groups.values():
+        if 2 * len(group.members) > len(group.shapes):
+            dtype = group.whole.results[0].dtype
+            made = {place: member.results[0] for place, member in group.members.items()}
+            group.parting.results = tuple(
+                [made.get(i) or Value(shape, dtype, group.parting) for i, shape in enumerate(group.shapes)]
+            )
+            first, *others = group.members.values()
+            instead |= {first: [group.whole, group.parting], **{other: [] for other in others}}
+    return [one for op in ops for one in instead.get(op, [op])]
