@@ -4,8 +4,10 @@ nothing else noticed."""
 from __future__ import annotations
 
 import re
+from collections import Counter
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import partial, reduce
+from operator import mul
 
 import numpy as np
 import pytest
@@ -343,6 +345,88 @@ def test_where_the_work_is(kind, by):
     assert {value.shape for value in plan.saved} == {(B, 4)}
     loops = 5, 3  # over time, rows and units, and what a product needs
     assert by == "array" or tuple([p.loop.source.count("for ") for p in (plan.forward, back)]) == loops
+
+
+# Fewer calls in the loop, for an engine that pays for each
+
+
+product = partial(reduce, mul)
+
+
+def gates(term):
+    """A step whose state goes through what ``term`` makes of four parts of a product."""
+    w, b = leaf(4, 16, seed=2), leaf(16, seed=3)
+
+    def cell(x, h):
+        y = term(tg.concatenate([x, x, x, x], 1), h @ w, b)
+        return y if isinstance(y, tuple) else (y, tg.sin(y))
+
+    return cell, [w, b]
+
+
+FEWER = {
+    "a bias comes before": (lambda x, hw, b: tg.tanh(x + (hw + b))[:, :4], {"add": 1}),
+    "two biases come before": (lambda x, hw, b: tg.tanh((x + b) + (hw + b))[:, :4], {"add": 1}),
+    "and on whichever side": (lambda x, hw, b: tg.tanh((b + hw) + (b + x))[:, :4], {"add": 1}),
+    "a sum that is read twice stays": (lambda x, hw, b: (tg.tanh(x + (s := hw + b)) * s)[:, :4], {"add": 2}),
+    "a sum of what depends on the state stays": (lambda x, hw, b: (tg.tanh(hw) + (hw + x))[:, :4], {"add": 2}),
+    "three of four": (
+        lambda x, hw, b: product([*map(tg.sigmoid, (p := tg.split(hw + x, 4, 1))[:3]), tg.tanh(p[3])]),
+        {"sigmoid": 1, "tanh": 1, "split": 2},
+    ),
+    "all of both sums, then three": (
+        lambda x, hw, b: product(
+            [
+                tg.sigmoid(s) if i else tg.tanh(s)
+                for i, s in enumerate(map(tg.add, tg.split(x, 4, 1), tg.split(hw, 4, 1)))
+            ]
+        ),
+        {"add": 1, "sigmoid": 1, "tanh": 1, "split": 2},
+    ),
+    "two of four": (
+        lambda x, hw, b: product([*map(tg.sigmoid, (p := tg.split(hw + x, 4, 1))[:2]), *map(tg.exp, p[2:])]),
+        {"sigmoid": 2, "split": 1},
+    ),
+    "parts at different places": (
+        lambda x, hw, b: product(map(tg.add, tg.split(x, 4, 1), tg.split(hw, 4, 1)[::-1])),
+        {"add": 4, "split": 1},
+    ),
+    "parts of different sizes": (
+        lambda x, hw, b: product(map(tg.add, tg.split(x, 4, 1), [p[:, :4] for p in tg.split(hw, (4, 8, 12), 1)])),
+        {"add": 4, "split": 1},
+    ),
+    "the same twice": (
+        lambda x, hw, b: product([*map(tg.sigmoid, (p := tg.split(hw + x, 4, 1))), tg.sigmoid(p[0])]),
+        {"sigmoid": 2, "split": 2},
+    ),
+    "a gate that is the state": (
+        lambda x, hw, b: (product(p := [*map(tg.sigmoid, tg.split(hw + x, 4, 1))]), p[2]),
+        {"sigmoid": 1, "split": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FEWER)
+@pytest.mark.parametrize("rows", [1, 3, 300])  # of the last, memory is from the pool
+@pytest.mark.parametrize("reverse", [False, True])
+def test_calls_in_the_loop(case, rows, reverse):
+    """Operations left in the loop; and that it is the plain loop, with its gradients."""
+    term, expected = FEWER[case]
+    cell, weights = gates(term)
+    given = [leaf(T, rows, 4), leaf(rows, 4, seed=1)]
+    run._known.clear()
+    results = []
+    for by in ("array", "unrolled"):
+        ys, last = tg.scan(cell, *given, reverse=reverse, engine=by)
+        total = (ys * ys).sum() + (last * last * last).sum()
+        results.append([ys, last, *tg.grad(total, [*given, *weights], allow_unused=True)])
+    for found, right in zip(*results, strict=True):
+        assert (found is None) == (right is None)
+        if right is not None:
+            np.testing.assert_allclose(found.numpy(), right.numpy(), 1e-9, 1e-9)
+    (plan,) = run._known.values()
+    counts = Counter(op.rule.name for op in plan.forward.split.loop)
+    assert {name: counts[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(("kind", "forwards", "backwards"), [("LSTM", 0, 0), ("GRU", 1, 2)])

@@ -39,6 +39,7 @@ class _Feeding(type(NUMPY)):  # type: ignore[misc]
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Memory for values of steps, (T, B, features) with rows last."""
     if len(shape) != 3:
         return empty(shape, dtype)
     steps, rows, columns = shape
@@ -46,6 +47,7 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def _pooled(function: np.ufunc, *operands: Any) -> Any:
+    """What ``function`` gives, in such memory if it is large."""
     for operand in operands:
         if type(operand) is np.ndarray and operand.nbytes > BLOCK and np.broadcast(*operands).shape == operand.shape:
             dtype = np.result_type(*operands)
@@ -110,11 +112,9 @@ class Loop:
             if keeping or not view:
                 self.calls.append(op)
                 self.owners += [value for value in op.results if value in keeping or not view]
-        # What is the same memory at every step.
-        self.fixed: set[Value] = set()
+        self.fixed: set[Value] = set()  # what is in the same memory at every step
         for value in reversed(self.owners):
-            whole = self.parts[value][0] if value in self.parts else None
-            if value not in kept if whole is None else whole in self.fixed:
+            if self.parts[value][0] in self.fixed if value in self.parts else value not in kept:
                 self.fixed.add(value)
         for op in self.views:
             if self.fixed.issuperset(op.inputs):
@@ -240,8 +240,12 @@ class Loop:
             if operand in self.fixed:
                 results = _function(F, op, "")(run[operand])
                 run.values.update(zip(self._seen(op), results if op.rule.several else (results,), strict=True))
+            elif operand in self.persistent and operand in rows and op in self.split.batched:
+                results = self.split.batched[op](F, steps, run[operand])
+                views = results if op.rule.several else [results]
+                rows.update(zip(self._seen(op), [F.unstack(x, 0)[::order] for x in views], strict=True))
             elif operand in rows:
-                self._view(run, op, rows, order)
+                self._view(F, op, rows)
         return rows
 
     def _carried(self, run: Run, rows: dict[Value, Rows], carry: Sequence[Any]) -> list[Any]:
@@ -259,25 +263,19 @@ class Loop:
         rows.update({value: states[k][:-1] for k, value in enumerate(step.carry)})
         for op in self.views:
             if self.fixed.isdisjoint(op.inputs) and self._seen(op)[0] not in rows:
-                self._view(run, op, rows)
+                self._view(run.F, op, rows)
         return [states[k][-1] for k in range(len(carry))]
 
-    def _view(self, run: Run, op: Op, rows: dict[Value, Rows], order: int = 0) -> None:
-        """Add the rows of a view; at once, in this order, where its operand is kept of all steps."""
-        F, seen = run.F, self._seen(op)
+    def _view(self, F: Any, op: Op, rows: dict[Value, Rows]) -> None:
+        """Add the rows of a view."""
+        function, seen = _function(F, op, ""), self._seen(op)
         (operand,) = op.inputs
-        how = self.split.batched.get(op)
-        if order and operand in self.persistent and how is not None:
-            results = how(F, run.steps, run[operand])
-            each = [F.unstack(result, 0)[::order] for result in (results if op.rule.several else [results])]
-        else:
-            function = _function(F, op, "")
-            known: dict[int, Any] = {}
-            for row in rows[operand]:  # the same memory may serve several steps
-                if id(row) not in known:
-                    known[id(row)] = function(row)
-            parts = [known[id(row)] for row in rows[operand]]
-            each = [[part[i] for part in parts] for i in range(len(seen))] if op.rule.several else [parts]
+        known: dict[int, Any] = {}
+        for row in rows[operand]:  # the same memory may serve several steps
+            if id(row) not in known:
+                known[id(row)] = function(row)
+        parts = [known[id(row)] for row in rows[operand]]
+        each = [[part[i] for part in parts] for i in range(len(seen))] if op.rule.several else [parts]
         rows.update(zip(seen, each, strict=True))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,53 +56,40 @@ def _added(like: Op, a: Any, b: Any) -> Op:
 JOINED = ("add", "sigmoid", "tanh")  # rules that do no harm to those parts of which nobody asked for it
 
 
-@dataclass
-class _Group:
-    """Operations that do the same to parts of a whole, by the places of these; what is done instead, and then parts
-    the result; and the parts' shapes."""
-
-    members: dict[int, Op]
-    whole: Op
-    parting: Op
-    shapes: list[tuple[int, ...]]
-
-
 def joined(ops: Sequence[Op], candidates: Collection[Op]) -> list[Op]:
-    """``ops`` in order, with ``candidates`` joined where they do the same to most parts of a whole."""
-    parts: dict[Value, tuple[Op, int, list[tuple[int, ...]]]] = {}
-    groups: dict[tuple[object, ...], _Group] = {}
+    """``ops`` in order; where ``candidates`` do the same to most parts of a whole, it is done to the whole, and parted.
+
+    The gates of a cell are such parts.
+    """
+    parts: dict[Value, tuple[Op, int]] = {}  # what parts a whole, and the how-manieth part it is
+    groups: dict[tuple[Any, ...], tuple[dict[int, Op], Op, Op]] = {}
     for op in ops:
         if op.rule.name == "split":
-            shapes = [value.shape for value in op.results]
-            parts |= {value: (op, place, shapes) for place, value in enumerate(op.results)}
+            parts |= {value: (op, place) for place, value in enumerate(op.results)}
         found = [parts[o] for o in op.operands if type(o) is Value and o in parts]
         if op.rule.name not in JOINED or op not in candidates or len(found) < len(op.operands):
             continue
-        partings = [parting for parting, _, _ in found]
+        partings, places = zip(*found, strict=True)
         wholes = [parting.operands[0] for parting in partings]
-        place, shapes = found[0][1:]
-        pairs = zip(found, wholes, strict=True)
-        if len({(where, parting.params, whole.shape) for (parting, where, _), whole in pairs}) > 1:
+        alike = {(parting.params, whole.shape) for parting, whole in zip(partings, wholes, strict=True)}
+        if len(alike) > 1 or len(set(places)) > 1:
             continue
         key = op.rule, op.recording, *partings
         if key not in groups:
-            whole = Op(op.rule, tuple(wholes), op.params, op.recording)
-            whole.results = (Value(wholes[0].shape, op.results[0].dtype, whole),)
-            groups[key] = _Group(
-                {}, whole, Op(partings[0].rule, whole.results, partings[0].params, op.recording), shapes
-            )
-        group = groups[key]
-        if place not in group.members:
-            group.members[place] = op
-            parts[op.results[0]] = group.parting, place, shapes
+            whole, dtype = Op(op.rule, tuple(wholes), op.params, op.recording), op.results[0].dtype
+            whole.results = (Value(wholes[0].shape, dtype, whole),)
+            parting = Op(partings[0].rule, whole.results, partings[0].params, op.recording)
+            parting.results = tuple([Value(part.shape, dtype, parting) for part in partings[0].results])
+            groups[key] = {}, whole, parting
+        members, _, parting = groups[key]
+        if places[0] not in members:
+            members[places[0]] = op
+            parts[op.results[0]] = parting, places[0]
     instead: dict[Op, list[Op]] = {}
-    for group in groups.values():
-        if 2 * len(group.members) > len(group.shapes):
-            dtype = group.whole.results[0].dtype
-            made = {place: member.results[0] for place, member in group.members.items()}
-            group.parting.results = tuple(
-                [made.get(i) or Value(shape, dtype, group.parting) for i, shape in enumerate(group.shapes)]
-            )
-            first, *others = group.members.values()
-            instead |= {first: [group.whole, group.parting], **{other: [] for other in others}}
+    for members, whole, parting in groups.values():
+        if 2 * len(members) > len(parting.results):  # and so it is for those whose results these take
+            made = {place: member.results[0] for place, member in members.items()}
+            parting.results = tuple([made.get(place, part) for place, part in enumerate(parting.results)])
+            first, *others = members.values()
+            instead |= {first: [whole, parting], **{other: [] for other in others}}
     return [one for op in ops for one in instead.get(op, [op])]
