@@ -46,8 +46,8 @@ def test_scan_does_what_the_loop_of_the_tour_does():
 
 def test_the_declaration_shown_is_the_one_in_the_source():
     source = (README.parent / "tinygrad_rnn" / "ops" / "elementwise.py").read_text(encoding="utf-8")
-    assert "x=lambda F, g, out: g - g * (out * out)" in blocks()[3]
-    assert "x=lambda F, g, out: g - g * (out * out)" in source
+    assert "x=lambda F, g, out: g * (1 - out * out)" in blocks()[3]
+    assert "x=lambda F, g, out: g * (1 - out * out)" in source
 
 
 def test_the_page_on_sequences(capsys):

@@ -16,7 +16,7 @@ from scan_ways import WAYS, B, D, H, T, by, derivatives, leaf, loss_of, made, sa
 import tinygrad_rnn as tg
 from tinygrad_rnn import nn
 from tinygrad_rnn.backend import NUMPY
-from tinygrad_rnn.compiler import program, segments
+from tinygrad_rnn.compiler import pool, program, segments
 from tinygrad_rnn.compiler import run as compiled
 from tinygrad_rnn.nest import leaves
 from tinygrad_rnn.nn import recurrent
@@ -132,7 +132,11 @@ def test_the_interval_of_sqrt():
 @pytest.fixture
 def by_number_of_rows(monkeypatch):
     """Products of which every row depends on how many rows there are; with BLAS it may be the last bits alone."""
-    monkeypatch.setattr(NUMPY, "matmul", lambda a, b: np.matmul(a, b) * np.float32(1 + 1e-3 * len(a)))
+
+    def matmul(a, b, out=None):
+        return np.multiply(np.matmul(a, b), np.float32(1 + 1e-3 * len(a)), out=out)
+
+    monkeypatch.setattr(NUMPY, "matmul", matmul)
 
 
 def long_run(every, reverse=False, batch=3, size=70):
@@ -363,6 +367,7 @@ def _one_thread():
 def test_memory(fast, monkeypatch):
     """Besides the outputs, which the caller holds."""
     monkeypatch.setattr(program, "STEPS", 20)
+    monkeypatch.setattr(pool.Pool, "MOST", 0)  # what it remembers would be alive
     compiled._known.clear()
     steps, batch, hidden = SIZES[fast] if fast == "array" else (300, 2, 16)
     cell, start = nn.LSTMCell(4, hidden, generator=tg.Generator(0)), values(steps, batch, 4).astype(np.float32)

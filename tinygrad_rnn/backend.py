@@ -188,6 +188,8 @@ class Backend:
 _ONE = {dtype: np.ones((), dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 
 
+_NO_STRIDES = [(0,) * axes for axes in range(65)]
+
 _streams = threading.local()
 
 
@@ -211,8 +213,8 @@ class _NumPy(Backend):
     def _broadcast_to(self, array: Array, shape: Any) -> Array:
         if type(array) is not np.ndarray or array.size != 1 or type(shape) is not tuple or array.ndim > len(shape):
             return np.broadcast_to(array, shape)
-        spread = np.ndarray(shape, array.dtype, array, 0, (0,) * len(shape))  # in a tenth of the time
-        spread.flags.writeable = False
+        spread = np.ndarray(shape, array.dtype, array, 0, _NO_STRIDES[len(shape)])  # in a tenth of the time
+        spread.setflags(write=False)
         return spread
 
     def sum(self, array: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:

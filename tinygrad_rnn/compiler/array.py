@@ -56,8 +56,9 @@ def _pooled(function: np.ufunc, *operands: Any) -> Any:
 
 
 def _matmul(a: Any, b: Any) -> Any:
-    whole = a.ndim == b.ndim == 2 and a.dtype == b.dtype
-    return np.matmul(a, b, out=empty((a.shape[0], b.shape[1]), a.dtype) if whole else None)
+    if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype:
+        return NUMPY.matmul(a, b)
+    return NUMPY.matmul(a, b, out=empty((a.shape[0], b.shape[1]), a.dtype))
 
 
 FEEDING = _Feeding()
