@@ -97,6 +97,10 @@ class Backend:
     def astype(self, array: Array, dtype: Any) -> Array:
         return array.astype(dtype, copy=False)
 
+    def in_order(self, array: Array) -> Array:
+        """``array`` in C order, copied if need be."""
+        return array if array.flags.c_contiguous else array.copy()
+
     # Methods where NumPy's functions take longer to find them than they run.
     def reshape(self, array: Array, shape: int | tuple[int, ...]) -> Array:
         return array.reshape(shape)

@@ -23,8 +23,19 @@ FUSES = False
 ROWS_APART = False  # whether a row of a product has the same bits among any other rows
 
 
+class _Host(type(NUMPY)):  # type: ignore[misc]
+    """NumPy for what comes after the loop: large copies lie in memory that is used again."""
+
+    def in_order(self, array: Any) -> Any:
+        if array.flags.c_contiguous:
+            return array
+        result = empty(array.shape, array.dtype)
+        result[...] = array
+        return result
+
+
 class _Feeding(type(NUMPY)):  # type: ignore[misc]
-    """NumPy for what feeds the loop: large results lie in memory that is used again, those of steps with rows last.
+    """NumPy for what feeds the loop: large results lie in such memory, those of steps with rows last.
 
     For then the columns of a step, of which gates are parts, lie together: NumPy takes a third of the time for these,
     and two thirds for products with weights.
@@ -61,12 +72,12 @@ def _matmul(a: Any, b: Any) -> Any:
     return NUMPY.matmul(a, b, out=empty((a.shape[0], b.shape[1]), a.dtype))
 
 
-FEEDING = _Feeding()
+HOST, FEEDING = _Host(), _Feeding()
 
 
 def backend(F: Any) -> Any:
     """What computes outside of the loop."""
-    return F
+    return HOST if F is NUMPY else F
 
 
 def context() -> Any:
@@ -75,7 +86,7 @@ def context() -> Any:
 
 
 def in_order(array: Any) -> Any:
-    """``array`` in C order."""
+    """``array`` in C order, as its owner is to have it."""
     return array if array.flags.c_contiguous else array.copy()
 
 
@@ -182,7 +193,7 @@ class Loop:
 
     def feeding(self, F: Any) -> Any:
         """What computes for the loop, before it."""
-        return FEEDING if F is NUMPY else F
+        return FEEDING if F is HOST else F
 
     def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
         """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""

@@ -45,6 +45,17 @@ def outer_sum(a: Tensor, b: Tensor) -> Tensor:
     return matmul(b.T, a).T
 
 
+def _side_by_side(F: Any, x: Any) -> Any:
+    """The matrices of all steps (T, m, n) as one, (m, T * n), and copied, in whichever order is faster, if need be."""
+    steps, rows, columns = x.shape
+    first, second, third = x.strides
+    if first != third * columns and steps > 1 and x.size:
+        if second < third:
+            return F.reshape(F.in_order(F.transpose(x, (0, 2, 1))), (steps * columns, rows)).T
+        return F.reshape(F.in_order(F.transpose(x, (1, 0, 2))), (rows, steps * columns))
+    return F.reshape(F.transpose(x, (1, 0, 2)), (rows, steps * columns))
+
+
 def _summed_products(rule: Any, params: Any, operands: Sequence[Any], timed: Sequence[bool]) -> Any:
     """The sum over time of products is one product, in which time is part of the axis that is summed over."""
     a, b = operands
@@ -56,9 +67,9 @@ def _summed_products(rule: Any, params: Any, operands: Sequence[Any], timed: Seq
     to_wide, to_tall = (*first, last - 1, 0, last), (*first, 0, last - 1, last)
 
     def run(F: Any, steps: int, a: Any, b: Any) -> Any:
+        if not batch:
+            return F.matmul(_side_by_side(F, a), _side_by_side(F, F.transpose(b, (0, 2, 1))).T)
         wide = F.reshape(F.transpose(a, to_wide), (*batch, rows, steps * inner))
-        if not batch and b.strides[1] < b.strides[2]:
-            return F.matmul(wide, F.reshape(F.transpose(b, (2, 0, 1)), (columns, steps * inner)).T)
         return F.matmul(wide, F.reshape(F.transpose(b, to_tall), (*batch, steps * inner, columns)))
 
     return run
