@@ -37,6 +37,7 @@ bench: $(VENV)/peers.stamp
 	$(BIN)/python benchmarks/eager.py
 	$(BIN)/python benchmarks/lengths.py
 	$(BIN)/python benchmarks/scan.py
+	$(BIN)/python benchmarks/scan.py --engine array unrolled --rows LSTM
 	$(BIN)/python benchmarks/scan_extra.py --tax --lengths --decayed --accuracy --cold --memory
 	$(BIN)/python benchmarks/stream.py
 

@@ -316,8 +316,10 @@ def publish(lines: Iterable[str], table: Path | None) -> None:
 
 
 def page(options: argparse.Namespace) -> Iterator[str]:
-    command = f"python benchmarks/scan.py --engine {' '.join(options.engine)}"
-    yield "# Recurrent layers, and a cell of one's own\n"
+    rows = "" if options.rows == list(GATES) else f" --rows {' '.join(options.rows)}"
+    command = f"python benchmarks/scan.py --engine {' '.join(options.engine)}{rows}"
+    arrays = set(options.engine) <= {"array", "unrolled"}
+    yield "# Recurrent layers without Numba\n" if arrays else "# Recurrent layers, and a cell of one's own\n"
     yield f"Made by `{command}` on {setting()}\n"
     given = "the input has a gradient on all sides" if options.input_gradient else "nobody asks for that of the input"
     yield (
@@ -325,10 +327,15 @@ def page(options: argparse.Namespace) -> Iterator[str]:
         f"{given} (`torch.nn.LSTM` on a CPU computes it all the same).\n"
         "Medians of paired blocks; above 1, the peer's time over ours says that we are faster.\n"
         "The products alone are the matrix products of such a call in NumPy: that of all inputs, those of each step\n"
-        "forward and back, and the two for the weight gradients.\n"
-        "The LSTM as a function is the same lines on all sides, over weights that it closes over. Its code shows that\n"
-        "it is pure, so it is recorded at the first call only; what cannot be seen to be so is recorded each time.\n"
+        "forward and back, and the two for the weight gradients."
     )
+    if set(options.rows) & set(FUNCTIONS):
+        yield (
+            "The LSTM as a function is the same lines on all sides, over weights that it closes over. Its code shows\n"
+            "that it is pure, so it is recorded at the first call only; what cannot be seen to be so is recorded each\n"
+            "time."
+        )
+    yield ""
     yield from grid(options.rows, options.sizes, options.engine, options.pairs, options.input_gradient)
 
 

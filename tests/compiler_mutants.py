@@ -49,13 +49,13 @@ from test_compiler import (
 import tinygrad_rnn as tg
 from tinygrad_rnn import nn
 from tinygrad_rnn.backend import NUMPY
-from tinygrad_rnn.compiler import array, derive, jit, layout, loops, lower, places, program, pure, run, split
+from tinygrad_rnn.compiler import array, derive, jit, joined, layout, loops, lower, places, program, pure, run, split
 
 if not hasattr(signal, "setitimer"):
     raise SystemExit("mutants that never end are stopped by a signal, which this system has not")
 
 MODULES = {module.__name__.rpartition(".")[2]: module for module in (derive, split, array, places, layout, loops)}
-MODULES |= {"lower": lower, "program": program, "run": run}
+MODULES |= {"joined": joined, "lower": lower, "program": program, "run": run}
 CELLS = 40
 SAMPLE, SEED = 24, 0
 SECONDS = 3  # for one check

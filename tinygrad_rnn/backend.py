@@ -192,8 +192,7 @@ class Backend:
 _ONE = {dtype: np.ones((), dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 
 
-_NO_STRIDES = [(0,) * axes for axes in range(65)]
-
+_NO_STRIDES = [(0,) * axes for axes in range(65)]  # made once: Python keeps tuples that are let go
 _streams = threading.local()
 
 
@@ -204,7 +203,6 @@ class _NumPy(Backend):
     def __init__(self) -> None:
         super().__init__("numpy", np, np.ndarray)
         self.where = self._where
-
         self.broadcast_to = self._broadcast_to
 
     def asarray(self, value: Any, dtype: Any = None) -> Array:
