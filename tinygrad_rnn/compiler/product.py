@@ -192,12 +192,15 @@ def product(A: Any, B: Any, C: Any) -> None:
     itemsize: int = _itemsize(C)  # type: ignore[call-arg]
     buffer = np.empty(packed_size(min(K, DEPTH), N, itemsize) + 64, C.dtype)
     start = to_aligned(buffer) // itemsize
-    C[:, :] = 0
+    if K == 0:
+        C[:, :] = 0
     for k in range(0, K, DEPTH):
         depth = min(DEPTH, K - k)
         packed = buffer[start : start + packed_size(depth, N, itemsize)]
         pack(B[k : k + depth], packed)
         for m in range(0, M, HEIGHT):
+            if k == 0:  # not before, so that it is at hand
+                C[m : m + HEIGHT, :] = 0
             multiply_add(A[m : m + HEIGHT, k : k + depth], packed, C[m : m + HEIGHT])
 
 
