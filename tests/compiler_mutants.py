@@ -424,7 +424,8 @@ def same_both(expected: Any, found: Any) -> None:
 def fate(mutant: Mutant) -> str:
     """Whether it is "killed", and if not, whether there was "another program" at least, or "nothing" to be seen."""
     seen = "nothing"
-    engines = {"array": ("array",), "split": ENGINES, "derive": ENGINES, "run": ENGINES}.get(mutant.module, ("numba",))
+    both = dict.fromkeys(("split", "derive", "run"), ENGINES)
+    engines = {"array": ("array",), "joined": ("array",), **both}.get(mutant.module, ("numba",))
     ordered = sorted(checks(), key=lambda check: -check.kills)
     with mutant.planted():
         for check in ordered:

@@ -351,6 +351,7 @@ def test_where_the_work_is(kind, by):
 
 
 product = partial(reduce, mul)
+HALF = tg.Tensor(np.full(16, 0.5, np.float32))
 
 
 def gates(term):
@@ -369,6 +370,12 @@ FEWER = {
     "two biases come before": (lambda x, hw, b: tg.tanh((x + b) + (hw + b))[:, :4], {"add": 1}),
     "and on whichever side": (lambda x, hw, b: tg.tanh((b + hw) + (b + x))[:, :4], {"add": 1}),
     "a sum that is read twice stays": (lambda x, hw, b: (tg.tanh(x + (s := hw + b)) * s)[:, :4], {"add": 2}),
+    "a sum that is shown stays": (lambda x, hw, b: (s := hw + b, tg.tanh(x + s)[:, :4]), {"add": 2}),
+    "a sum that is the state stays": (  # the other leaves the loop
+        lambda x, hw, b: (tg.tanh(x[:, :4] + (s := hw[:, :4] + b[:4])), s),
+        {"add": 1},
+    ),
+    "a sum with another dtype stays": (lambda x, hw, b: tg.tanh(x + (hw + HALF))[:, :4], {"add": 2}),
     "a sum of what depends on the state stays": (lambda x, hw, b: (tg.tanh(hw) + (hw + x))[:, :4], {"add": 2}),
     "three of four": (
         lambda x, hw, b: product([*map(tg.sigmoid, (p := tg.split(hw + x, 4, 1))[:3]), tg.tanh(p[3])]),
@@ -391,9 +398,13 @@ FEWER = {
         lambda x, hw, b: product(map(tg.add, tg.split(x, 4, 1), tg.split(hw, 4, 1)[::-1])),
         {"add": 4, "split": 1},
     ),
-    "parts of different sizes": (
-        lambda x, hw, b: product(map(tg.add, tg.split(x, 4, 1), [p[:, :4] for p in tg.split(hw, (4, 8, 12), 1)])),
+    "parts otherwise made": (
+        lambda x, hw, b: product(map(tg.add, tg.split(x, 4, 1), tg.split(hw, (4, 8, 12), 1))),
         {"add": 4, "split": 1},
+    ),
+    "parts of another whole": (
+        lambda x, hw, b: product(map(tg.add, tg.split(x, (4, 8), 1)[:2], tg.split(hw[:, :12], (4, 8), 1)[:2])),
+        {"add": 2, "split": 1},
     ),
     "the same twice": (
         lambda x, hw, b: product([*map(tg.sigmoid, (p := tg.split(hw + x, 4, 1))), tg.sigmoid(p[0])]),

@@ -23,7 +23,7 @@ def gathered(ops: Sequence[Op], step: Step, level: Mapping[Value, int], carried:
     def sums_in(op: Op) -> list[Op]:
         """The sums that are read by this one alone, or by such."""
         inner = [o.op for o in op.operands if type(o) is Value and reads[o] == 1 and o.op in known]
-        return [op, *[one for part in inner if part and _alike(part, op) for one in sums_in(part)]]
+        return [op, *[one for part in inner if part and part.rule is op.rule for one in sums_in(part)]]
 
     for op in reversed(ops):
         if op.rule.name != "add" or op not in carried or op in instead:
@@ -41,10 +41,6 @@ def gathered(ops: Sequence[Op], step: Step, level: Mapping[Value, int], carried:
                 (total,) = instead[op][-1].results
             instead[op][-1].results = op.results
     return [one for op in ops for one in instead.get(op, [op])]
-
-
-def _alike(a: Op, b: Op) -> bool:
-    return a.rule is b.rule and a.recording == b.recording
 
 
 def _added(like: Op, a: Any, b: Any) -> Op:
@@ -74,7 +70,7 @@ def joined(ops: Sequence[Op], candidates: Collection[Op]) -> list[Op]:
         alike = {(parting.params, whole.shape) for parting, whole in zip(partings, wholes, strict=True)}
         if len(alike) > 1 or len(set(places)) > 1:
             continue
-        key = op.rule, op.recording, *partings
+        key = op.rule, *partings
         if key not in groups:
             whole, dtype = Op(op.rule, tuple(wholes), op.params, op.recording), op.results[0].dtype
             whole.results = (Value(wholes[0].shape, dtype, whole),)
