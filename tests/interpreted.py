@@ -52,8 +52,7 @@ def filled(self: jit.Places) -> list[Any]:
 def laid_out(self: jit.Loop, run: Run) -> tuple[list[Any], dict[int, Any]]:
     """Weights as they are."""
     arguments, states = compiled_laid_out(self, run)
-    slots = len(self.given) + len(self.made)
-    return [*arguments[:slots], *[run.values[value] for value in self.code.packed]], states
+    return [*arguments[: len(self.slots)], *[run.values[value] for value in self.code.packed]], states
 
 
 compiled_laid_out = jit.Loop.laid_out

@@ -209,8 +209,7 @@ class _NumPy(Backend):
         return value if dtype is None and type(value) is np.ndarray else np.asarray(value, dtype=dtype)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        host: np.ndarray[Any, Any] = self.asarray(array)
-        return host
+        return np.asarray(array)
 
     def _broadcast_to(self, array: Array, shape: Any) -> Array:
         if type(array) is not np.ndarray or array.size != 1 or type(shape) is not tuple or array.ndim > len(shape):

@@ -234,7 +234,7 @@ class Loop:
                 else:
                     rows[value] = [row[where] for row in rows[whole]]
             elif value in self.fixed:
-                run.values[value] = F.empty((1, *value.shape), dtype=value.dtype)[0, ...]
+                run.values[value] = _for_a_step(F, value)
             elif value in self.persistent:
                 heirs = [k for k, v in enumerate(step.following) if v is value and step.carry[k] in stacked]
                 memory = F.empty((steps + len(heirs[:1]), *value.shape), dtype=value.dtype)
@@ -245,7 +245,7 @@ class Loop:
                 run.values[value] = memory
                 rows[value] = F.unstack(memory, 0)[::order]
             else:
-                buffers = [F.empty((1, *value.shape), dtype=value.dtype)[0, ...] for _ in range(lives)]
+                buffers = [_for_a_step(F, value) for _ in range(lives)]
                 rows[value] = list(islice(cycle(buffers), steps))
         for op in self.views:
             (operand,) = op.inputs
@@ -289,6 +289,11 @@ class Loop:
         parts = [known[id(row)] for row in rows[operand]]
         each = [[part[i] for part in parts] for i in range(len(seen))] if op.rule.several else [parts]
         rows.update(zip(seen, each, strict=True))
+
+
+def _for_a_step(F: Any, value: Value) -> Any:
+    """Memory for one step's value."""
+    return F.empty((1, *value.shape), dtype=value.dtype)[0, ...]
 
 
 def _rows_last(F: Any, array: Any) -> Any:

@@ -206,6 +206,9 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
 HOST, FEEDING, FEATURES_FIRST = _Host(), _Host(feeding=True), _Host(feeding=True, transposed=True)
 
 
+GIVEN = (CONSTANT, STREAM, BY_ROW)  # kinds of memory that are there before the loop
+
+
 class _Slot:
     """What an argument of the loop is, and how it lies in memory.
 
@@ -218,8 +221,7 @@ class _Slot:
         empty if it is the same.
     """
 
-    def __init__(self, position: int, value: Value, store: Store, rows_last: bool) -> None:
-        self.position = position
+    def __init__(self, value: Value, store: Store, rows_last: bool) -> None:
         self.value = value
         self.store = store
         self.first: tuple[int, ...] = ()
@@ -248,19 +250,14 @@ class Loop:
         self.source = code.text
         self.constants = [*[np.dtype(dtype).type(number) for number, dtype in code.numbers], *code.sizes]
         # What each argument is: where its memory comes from, and of which part of the state it is, which comes once.
-        stores = {(store.part if store.part >= 0 else value): (value, store) for value, store in code.memory.items()}
-        slots = [_Slot(i, *one, code.rows_last) for i, one in enumerate(stores.values())]
-        self.given = [slot for slot in slots if slot.store.kind in (CONSTANT, STREAM, BY_ROW)]
-        self.made = [slot for slot in slots if slot not in self.given]
-        self.stacks = [slot.value for slot in self.made if slot.store.kind == STACK]
+        slots = {
+            (store.part if store.part >= 0 else value): _Slot(value, store, code.rows_last)
+            for value, store in code.memory.items()
+        }
+        self.slots = list(slots.values())
+        self.stacks = [slot.value for slot in self.slots if slot.store.kind == STACK]
         self.places = 0, Places([])  # for so many steps, as they were last
         self.packs = [((packed_size(*value.shape, value.dtype.itemsize),), value.dtype) for value in code.packed]
-        # Of each part of the state, which values of all steps the states before them are, and those after them.
-        stacked = self.split.stacked
-        self.before, self.after = [
-            [[value] if kept and value in stacked else [] for kept, value in zip(code.kept, group, strict=True)]
-            for group in (split.step.carry, split.step.following)
-        ]
 
     def feeding(self, F: Any) -> Any:
         """What computes for the loop, before it."""
@@ -286,21 +283,21 @@ class Loop:
         steps, places = self.places
         if steps != run.steps:
             steps = run.steps
-            places = Places([*[(slot.shape(steps), slot.value.dtype) for slot in self.made], *self.packs])
+            made = [slot for slot in self.slots if slot.store.kind not in GIVEN]
+            places = Places([*[(slot.shape(steps), slot.value.dtype) for slot in made], *self.packs])
             self.places = steps, places
         values = run.values
-        arrays = places.arrays()
-        packed = arrays[len(self.made) :]
-        arguments: list[Any] = [None] * (len(self.given) + len(self.made)) + packed
+        arrays = iter(places.arrays())
+        arguments: list[Any] = []
         states: dict[int, Any] = {}
-        for slot in self.given:
-            array = values[slot.value]
-            arguments[slot.position] = np.asarray(array.transpose(slot.there) if slot.there else array, order="C")
-        for value, array in zip(self.code.packed, packed, strict=True):
-            pack(values[value], array)
-        for slot, array in zip(self.made, arrays, strict=False):
-            arguments[slot.position] = array
+        for slot in self.slots:
             kind = slot.store.kind
+            if kind in GIVEN:
+                array = values[slot.value]
+                arguments.append(np.asarray(array.transpose(slot.there) if slot.there else array, order="C"))
+                continue
+            array = next(arrays)
+            arguments.append(array)
             if kind == SCRATCH:
                 continue
             ordered = array.transpose(slot.back) if slot.back else array
@@ -311,15 +308,18 @@ class Loop:
                 run.sums[self.code.sums_over_time[slot.value]] = ordered
             else:
                 states[slot.store.part] = ordered
+        for value, array in zip(self.code.packed, arrays, strict=True):
+            pack(values[value], array)
+            arguments.append(array)
         return arguments, states
 
     def _last(self, run: Run, reverse: bool, k: int, memory: Any) -> Any:
         """One part of the last state; if it is wanted of all steps, these are added to ``run``."""
+        steps, stacked = run.steps, self.split.stacked
         if not self.code.kept[k]:
-            return memory[run.steps % 2]
-        first, rest = (self.after[k], self.before[k]) if reverse else (self.before[k], self.after[k])
-        for value in first:
-            run.values.setdefault(value, memory[:-1])
-        for value in rest:
-            run.values.setdefault(value, memory[1:])
-        return memory[0 if reverse else run.steps]
+            return memory[steps % 2]
+        before, after = (memory[1:], memory[:-1]) if reverse else (memory[:-1], memory[1:])
+        for value, states in ((self.split.step.carry[k], before), (self.split.step.following[k], after)):
+            if value in stacked:
+                run.values.setdefault(value, states)
+        return memory[0 if reverse else steps]

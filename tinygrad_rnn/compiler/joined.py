@@ -31,9 +31,10 @@ def gathered(ops: Sequence[Op], step: Step, level: Mapping[Value, int], carried:
         sums = sums_in(op)
         made = {value for one in sums for value in one.results}
         terms = [o for one in sums for o in one.operands if o not in made]
-        late = [o for o in terms if type(o) is not Value or level[o] == level[op.results[0]]]
-        alike = all(type(o) is Value and o.dtype == op.results[0].dtype for o in terms)
-        if alike and len(late) < sum(one in carried for one in sums):
+        if not all(type(o) is Value and o.dtype == op.results[0].dtype for o in terms):
+            continue
+        late = [o for o in terms if level[o] == level[op.results[0]]]
+        if len(late) < sum(one in carried for one in sums):
             total, *others = sorted(terms, key=lambda o: level[o])
             instead |= {one: [] for one in sums}
             for term in others:

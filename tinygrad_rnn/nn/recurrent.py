@@ -232,7 +232,8 @@ class _Face(Recurrent):
                 attributes[name] = own[here]
             cells.append(cell)
         directions = 2 if self.bidirectional else 1
-        return iter([tuple(cells[i : i + directions]) for i in range(0, len(cells), directions)])
+        for i in range(0, len(cells), directions):
+            yield tuple(cells[i : i + directions])
 
     def init_state(self, batch: int) -> Any:
         """Zeros, in the layout of the states that `forward` takes and returns."""
