@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from operator import add
 from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.compiler import jit, layout, run, team
+from tinygrad_rnn.compiler import build, jit, layout, run
+from tinygrad_rnn.compiler.native import Native
 from tinygrad_rnn.compiler.split import Run
 
 
@@ -22,7 +23,7 @@ def row(index: int, rows: int) -> int:
     return int(index) % rows
 
 
-SPACE = jit.SPACE | {
+SPACE = build.SPACE | {
     "multiply_add": multiply_add,
     "row": row,
     "plus": add,
@@ -58,33 +59,52 @@ def laid_out(self: jit.Loop, run: Run) -> tuple[list[Any], dict[int, Any]]:
 compiled_laid_out = jit.Loop.laid_out
 
 
-def share(function: Callable[..., None], rows: int, shards: int, *arguments: Any) -> bool:
-    for shard in range(shards):
-        function(rows * shard // shards, rows * (shard + 1) // shards, *arguments)
-    return True
+def one_after_the_other(native: Native, rows: int, shards: int, *arguments: Any) -> bool:
+    """As `over_rows` of ``team``, in this thread."""
+    parts = [(rows * shard // shards, rows * (shard + 1) // shards) for shard in range(shards)]
+    failed = [native(i, j, *arguments) for i, j in parts]
+    return not any(failed)
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside the ``with`` block shards are run one after the other, and by Python."""
-    before = team.code_of, team.share
-    team.code_of, team.share = lambda function, *_: function, share
+    """Inside the ``with`` block shards are run one after the other."""
+    before = jit.over_rows
+    jit.over_rows = one_after_the_other
     try:
         yield
     finally:
-        team.code_of, team.share = before
+        jit.over_rows = before
+
+
+def call(native: Native, *arguments: Any) -> bool:
+    """Generated source is run by Python; what else is compiled stays so."""
+    if not native.text:
+        return compiled_call(native, *arguments)
+    uncompiled(native.text)(*arguments)
+    return False
+
+
+def bound(native: Native, *arguments: Any) -> Callable[[], bool]:
+    return partial(call, native, *arguments)
+
+
+compiled_call = Native.__call__
 
 
 @contextmanager
 def interpreted() -> Iterator[None]:
-    """Inside the ``with`` block the engine compiles nothing."""
-    before = jit._compiled, jit.pack, jit.Loop.laid_out, jit.Places.arrays
-    jit._compiled, jit.pack, jit.Loop.laid_out, jit.Places.arrays = uncompiled, lambda *_: None, laid_out, filled
+    """Inside the ``with`` block the engine compiles nothing that it generates."""
+    before = jit.pack, jit.Loop.laid_out, jit.Places.arrays
+    jit.pack, jit.Loop.laid_out, jit.Places.arrays = lambda *_: None, laid_out, filled
+    methods = Native.__call__, Native.bound
+    Native.__call__, Native.bound = call, bound
     try:
         with alone():
             yield
     finally:
-        jit._compiled, jit.pack, jit.Loop.laid_out, jit.Places.arrays = before
+        Native.__call__, Native.bound = methods
+        jit.pack, jit.Loop.laid_out, jit.Places.arrays = before
 
 
 @contextmanager

@@ -12,13 +12,12 @@ from operator import mul
 import numpy as np
 import pytest
 from interpreted import alone, interpreted, rows_last
-from numba import njit
 from scan_ways import B, T, derivatives, leaf, made, same, weights
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import nn, tape
 from tinygrad_rnn.backend import NUMPY
-from tinygrad_rnn.compiler import array, jit, run, team
+from tinygrad_rnn.compiler import array, build, jit, run, team
 from tinygrad_rnn.compiler.lower import lowered
 from tinygrad_rnn.compiler.step import Op, Recorder, Step, Value
 from tinygrad_rnn.ops.declare import REGISTRY
@@ -154,13 +153,13 @@ def test_totals(name, by):
 @contextmanager
 def in_shards():
     """Loops that can be run for some rows at a time are, however little work it is: for one row after the other."""
-    before = jit.LEAST_WORK, jit.LEAST_PRODUCT, team.get_num_threads
-    jit.LEAST_WORK, jit.LEAST_PRODUCT, team.get_num_threads = 0, 0, lambda: B
+    before = jit.LEAST_WORK, jit.LEAST_PRODUCT, jit.LEAST_PACKED, team.get_num_threads
+    jit.LEAST_WORK, jit.LEAST_PRODUCT, jit.LEAST_PACKED, team.get_num_threads = 0, 0, 0, lambda: B
     try:
         with alone():
             yield
     finally:
-        jit.LEAST_WORK, jit.LEAST_PRODUCT, team.get_num_threads = before
+        jit.LEAST_WORK, jit.LEAST_PRODUCT, jit.LEAST_PACKED, team.get_num_threads = before
 
 
 MIXED = {
@@ -447,14 +446,10 @@ def test_only_what_is_kept_besides_is_copied(kind, forwards, backwards):
     assert (plan.forward.loop.source.count("] = "), back.loop.source.count("] = ")) == (forwards, backwards)
 
 
-def divides_vectors(text):
+def divides_vectors(native):
     """Whether a loop has a division of vectors, which only the activations in the loop over gates are made of."""
-    space = dict(jit.SPACE)
-    exec(text, space)
-    loop = njit(nogil=True, error_model="numpy", pipeline_class=jit._NoAlias)(space["loop"])
-    signature = next(types for types in jit._compiled(text).signatures if "float32" in str(types))
-    loop.compile(signature)
-    return re.search(r"fdiv (\w+ )*<\d+ x float>", loop.inspect_llvm(signature)) is not None
+    code = build.llvm_code(native.name, native.kinds, native.text)
+    return re.search(r"fdiv (\w+ )*<\d+ x float>", str(code)) is not None
 
 
 @pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
@@ -470,4 +465,4 @@ def test_the_loop_over_gates_becomes_vector_instructions(kind, hidden, last, how
     (plan,) = run._known.values()
     code = plan.forward.loop.code
     assert code.rows_last == last
-    assert divides_vectors(code.text)
+    assert divides_vectors(plan.forward.loop.native)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import tinygrad_rnn as tg
 from tinygrad_rnn.backend import NUMPY
 
-philox = pytest.importorskip("tinygrad_rnn.compiler.philox")
+jit = pytest.importorskip("tinygrad_rnn.compiler.jit")
 keys = st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**64 - 1)), max_size=4).map(
     lambda pairs: np.array(pairs, np.uint64).reshape(-1, 2)
 )
@@ -23,7 +23,7 @@ def of_numpy(keys, count, dtype):
 @given(keys, st.integers(0, 40), st.sampled_from([np.float32, np.float64]))
 def test_the_bits_of_numpy(keys, count, dtype):
     out = np.full((len(keys), count), 7, dtype)
-    philox.uniform(keys, out)
+    jit.uniform(keys, out)
     np.testing.assert_array_equal(out, of_numpy(keys, count, dtype))
 
 
@@ -33,8 +33,8 @@ def test_the_bits_do_not_depend_on_threads(threads):
     tg.set_num_threads(threads)
     try:
         many = np.array([(5, i) for i in range(7)], np.uint64)
-        out = np.empty((7, philox.MANY // 4), np.float32)
-        philox.uniform(many, out)
+        out = np.empty((7, jit.LEAST_NUMBERS // 4), np.float32)
+        jit.uniform(many, out)
     finally:
         tg.set_num_threads(before)
     np.testing.assert_array_equal(out, of_numpy(many, out.shape[1], np.float32))
@@ -43,10 +43,8 @@ def test_the_bits_do_not_depend_on_threads(threads):
 @pytest.mark.parametrize("shape", [(), (0,), (3, 5)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_backend_draws_the_same_with_and_without_it(monkeypatch, shape, dtype):
-    import tinygrad_rnn.compiler.jit  # noqa: F401 - which makes it known
-
     many = np.array([(3, i) for i in range(4)], np.uint64)
-    assert NUMPY.uniform_of_keys is philox.uniform
+    assert NUMPY.uniform_of_keys is jit.uniform
     drawn = NUMPY.uniform(many, shape, dtype)
     monkeypatch.setattr(NUMPY, "uniform_of_keys", None)
     again = NUMPY.uniform(many, shape, dtype)

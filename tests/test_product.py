@@ -16,6 +16,7 @@ from numba import njit
 from numba.core.errors import TypingError
 
 from tinygrad_rnn.compiler import product
+from tinygrad_rnn.compiler.memory import aligned
 
 FLOATS = [np.float32, np.float64]
 GUARD = 7.5
@@ -150,7 +151,7 @@ def test_compiled_loops_call_it_from_several_threads(dtype):
     gates = np.zeros((5, 9, 50), dtype)
 
     def shard(rows):
-        scratch = product.aligned(product.packed_size(12, 50, W.itemsize), dtype)
+        scratch = aligned((product.packed_size(12, 50, W.itemsize),), W.dtype)
         steps(h, W, scratch, gates, *rows)
 
     with ThreadPoolExecutor(3) as threads:
@@ -158,14 +159,10 @@ def test_compiled_loops_call_it_from_several_threads(dtype):
     np.testing.assert_array_equal(gates, h @ W.T)
 
 
-def test_aligned_memory_is_zeros_at_the_start_of_a_cache_line():
-    for shape in (3, (5, 7), (2, 3, 4)):
-        for dtype in FLOATS:
-            array = product.aligned(shape, dtype)
-            assert (array.shape, array.dtype) == (np.zeros(shape).shape, dtype)
-            assert array.ctypes.data % 64 == 0
-            assert array.flags.c_contiguous
-            assert not array.any()
+def multiply(A, B, C):
+    """`product`, in memory that holds something else."""
+    size = product.packed_size(min(len(B), product.DEPTH), B.shape[1], C.itemsize)
+    product.product(A, B, C, np.full(size, np.nan, C.dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -178,13 +175,13 @@ def test_a_product_of_any_strides(shape, dtype):
     for A in (a, np.asfortranarray(a), np.repeat(a, 2, axis=1)[:, ::2]):
         for B in (b, np.asfortranarray(b)):
             C = np.full((M, N), np.nan, dtype)
-            product.product(A, B, C)
+            multiply(A, B, C)
             np.testing.assert_array_equal(C, a @ b)
     C, alone = np.empty((M, N), dtype), np.empty((1, N), dtype)
     a = draw.standard_normal((M, K)).astype(dtype)
-    product.product(a, b, C)
+    multiply(a, b, C)
     for m in range(0, M, 50):
-        product.product(a[m : m + 1], b, alone)
+        multiply(a[m : m + 1], b, alone)
         np.testing.assert_array_equal(alone[0], C[m])
 
 
@@ -195,7 +192,7 @@ def test_long_sums_are_as_exact_as_those_of_their_stretches(dtype):
     A, B = np.full((7, K), 0.1, dtype), np.ones((K, 5), dtype)
     sums, product_ = np.zeros((2, 7, 5), dtype)
     product.multiply_add(A, packed(B, dtype), sums)
-    product.product(A, B, product_)
+    multiply(A, B, product_)
     right = K * float(dtype(0.1))
     bound = right * (product.STRETCH + K / product.STRETCH) * np.finfo(dtype).eps / 2
     assert abs(sums - right).max() <= bound

@@ -11,7 +11,8 @@ import pytest
 from numba import njit
 from test_threads import PATIENCE, in_threads, needs_fork, python
 
-from tinygrad_rnn.compiler import team
+from tinygrad_rnn.compiler import board, team
+from tinygrad_rnn.compiler.native import Kind, Native
 
 LOOKS = 20_000_000  # of a shard at what another is to write; it gives up then, and the test fails
 
@@ -25,12 +26,12 @@ def count(i, j, counts):
 def meet(i, j, here):
     """Wait until all others are here too."""
     place = here.ctypes.data
-    team._store(place + 8 * i, 1)
+    board._store(place + 8 * i, 1)
     for other in range(len(here)):
         looks = 0
-        while team._load(place + 8 * other) == 0:
+        while board._load(place + 8 * other) == 0:
             looks += 1
-            team._pause()
+            board._pause()
             if looks == LOOKS:
                 raise IndexError("the others do not come")
 
@@ -49,9 +50,17 @@ def add_all(i, j, a, b, c, n, x, flag, strided, word):
         a[k, 0] = b[k] + c[0, 0, k] + n + x + flag + strided[k] + word[k]
 
 
+def kind(argument):
+    array = np.asarray(argument)
+    if array is not argument:
+        return Kind(array.dtype)
+    return Kind(array.dtype, array.ndim, "C" if array.flags.c_contiguous else "A")
+
+
 def shared(function, rows, shards, *arguments):
     """Whether all went well."""
-    return team.share(team.code_of(function, *arguments), rows, shards, *arguments)
+    native = Native(f"test_team.{function.__name__}", map(kind, arguments))
+    return team.share(native, rows, shards, *arguments)
 
 
 @pytest.fixture(autouse=True)

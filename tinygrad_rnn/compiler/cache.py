@@ -1,8 +1,8 @@
-"""A folder of the user's own in which generated source, and what Numba compiles of it, is kept between processes.
+"""A folder of the user's own in which machine code is kept between processes.
 
-It is ``$TINYGRAD_RNN_CACHE``, or ``tinygrad_rnn`` in the user's cache folder. Source is used only if it is, byte for
-byte, what would be generated now; and the folder only if nobody else can write to it. Without a folder that can be
-used, each process compiles for itself.
+It is ``$TINYGRAD_RNN_CACHE``, or ``tinygrad_rnn`` in the user's cache folder. A file is used only if it is, byte for
+byte, what was kept; and the folder only if nobody else can write to it. Without a folder that can be used, each process
+compiles for itself.
 """
 
 from __future__ import annotations
@@ -13,44 +13,43 @@ import stat
 import sys
 import tempfile
 from functools import cache
-from importlib import util
 from pathlib import Path
-from types import ModuleType
 
 VARIABLE = "TINYGRAD_RNN_CACHE"
 
 
-def module_of(source: str, keyed_by: str) -> ModuleType | None:
-    """A module of ``source`` from the folder; another one if ``keyed_by`` changes. None if there is no folder."""
+def found(name: str) -> bytes | None:
+    """What was kept under a name; None if nothing was, or it is damaged."""
     folder = _folder(os.environ.get(VARIABLE, ""))
     if folder is None:
         return None
-    name = "loop_" + hashlib.sha256(f"{keyed_by}\n{source}".encode()).hexdigest()[:32]
-    path = folder / f"{name}.py"
     try:
-        if not path.is_file() or path.read_bytes() != source.encode():
-            _write(path, source)
-        spec = util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = util.module_from_spec(spec)
-        exec(compile(source, str(path), "exec"), vars(module))
+        content = (folder / name).read_bytes()
     except OSError:
         return None
-    sys.modules[name] = module  # where Numba looks for it
-    return module
+    kept = content[_HASH:]
+    return kept if hashlib.sha256(kept).digest() == content[:_HASH] else None
 
 
-def _write(path: Path, source: str) -> None:
-    """Write aside and rename, so that no other process meets half a file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+def keep(name: str, content: bytes) -> None:
+    """Keep it under a name, if there is a folder: written aside and renamed, so that no process meets half a file."""
+    folder = _folder(os.environ.get(VARIABLE, ""))
+    if folder is None:
+        return
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(source)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        try:
+            with open(handle, "wb") as file:
+                file.write(hashlib.sha256(content).digest() + content)
+            os.replace(temporary, folder / name)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError:
+        pass  # a disk that is full, say, costs only time
+
+
+_HASH = hashlib.sha256().digest_size
 
 
 @cache

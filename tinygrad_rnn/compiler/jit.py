@@ -1,42 +1,53 @@
-"""The Numba engine, third part: the generated loop compiled, cached and run.
+"""The Numba engine, third part: the generated loop run, and what computes beside it.
 
-See ``loops`` for the source, ``scalars`` and ``product`` for what it calls.
+See ``loops`` for the source, ``scalars`` and ``product`` for what it calls, ``native`` for how it comes to be compiled.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
-from numba import njit
-from numba.core.caching import FunctionCache
-from numba.core.compiler import Compiler
 
 from tinygrad_rnn.backend import NUMPY
-from tinygrad_rnn.compiler import philox, team
-from tinygrad_rnn.compiler.cache import module_of
 from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, SUM, Store
 from tinygrad_rnn.compiler.loops import Generator
-from tinygrad_rnn.compiler.memory import SHARING, Places
+from tinygrad_rnn.compiler.memory import BYTES, DEPTH, SHARING, Places, aligned, packed_size
+from tinygrad_rnn.compiler.native import Kind, Native
 from tinygrad_rnn.compiler.pool import empty
-from tinygrad_rnn.compiler.product import kept, multiply_add, pack, packed_size, product_of_rows
 from tinygrad_rnn.compiler.record import Unrecordable
-from tinygrad_rnn.compiler.scalars import SCALARS, plus, where
 from tinygrad_rnn.compiler.split import Run, Split
 from tinygrad_rnn.compiler.step import Value
+from tinygrad_rnn.compiler.team import over_rows, shards_of
 from tinygrad_rnn.threads import blas_limited
 
 FUSES = True
 ROWS_APART = True  # the rows of its products have the same bits among any other rows
 LEAST_WORK = 5 << 20  # multiplications of a loop that are worth a second thread
 LEAST_PRODUCT = 2 << 20  # and of a product, which hands nothing from step to step that another core would have to fetch
+LEAST_NUMBERS = 1 << 16  # and random numbers
+LEAST_PACKED = 1 << 18  # and elements of a weight
+OUT_OF_RANGE = "an index of the cell is out of range"
 
-NUMPY.uniform_of_keys = philox.uniform
+FLOATS = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def _of_floats(name: str, *forms: str) -> dict[Any, Native]:
+    """A compiled function of arrays, of as many axes and laid out in memory as the forms say, for either dtype."""
+    forms_ = [(int(form[0]), form[1]) for form in forms]
+    return {dtype: Native(f"{__package__}.{name}", [Kind(dtype, *form) for form in forms_]) for dtype in FLOATS}
+
+
+_product = _of_floats("product.rows_of_product", "2A", "2A", "2C", "2C")
+_pack = _of_floats("product.panels_of_pack", "2A", "1C")
+_copy_rows = _of_floats("passes.copy_rows", "3A", "3C")
+_sum_steps = _of_floats("passes.sum_steps", "3C", "2C")
+_int = Kind(np.dtype(np.int64))
+_words = Kind(np.dtype(np.uint64), 2, "C")
+_uniform = {
+    dtype: Native(f"{__package__}.philox.rows_of_uniform", [_words, Kind(dtype, 2, "C"), _words]) for dtype in FLOATS
+}
 
 
 def backend(F: Any) -> Any:
@@ -55,109 +66,27 @@ def in_order(array: Any) -> Any:
     """``array`` in C order, whichever the loop had for it, and apart from the block that it shares if it is small."""
     if array.flags.c_contiguous:
         return array if array.base is None or array.nbytes > SHARING else array.copy()
-    if array.ndim != 3 or array.strides[1] != array.itemsize or array.dtype not in (np.float32, np.float64):
+    if array.ndim != 3 or array.strides[1] != array.itemsize or array.dtype not in FLOATS:
         return array.copy()
     out = np.empty(array.shape, array.dtype)
-    _copy_rows(array, out)
+    over_rows(_copy_rows[array.dtype], len(array), 1, array, out)
     return out
 
 
-@kept
-def _copy_rows(array: Any, out: Any) -> None:
-    """Write to ``out`` (T, B, features), in C order, what lies in memory with its rows last."""
-    for t in range(array.shape[0]):
-        for j in range(array.shape[2]):
-            for b in range(array.shape[1]):
-                out[t, b, j] = array[t, b, j]
+def uniform(keys: Any, out: Any) -> None:
+    """Fill each row of ``out``, float32 or float64, with the numbers of its key, a row of ``keys``."""
+    shards = shards_of(len(keys), out.size >= LEAST_NUMBERS)
+    words = np.empty((shards, (out[:1].nbytes + 31) // 32 * 4), np.uint64)
+    over_rows(_uniform[out.dtype], len(keys), shards, keys, out, words)
 
 
-class _NoAlias(Compiler):  # type: ignore[misc, unused-ignore]
-    """Tells LLVM that no memory is reached through two arguments, without which it would not vectorize the loops."""
-
-    def define_pipelines(self) -> Any:
-        self.state.flags.noalias = True
-        return super().define_pipelines()  # type: ignore[no-untyped-call]
+NUMPY.uniform_of_keys = uniform
 
 
-OUT_OF_RANGE = "an index of the cell is out of range"
-
-
-@kept
-def _row(index: int, rows: int) -> int:
-    """An index as NumPy takes it."""
-    if index < -rows or index >= rows:
-        raise IndexError(OUT_OF_RANGE)
-    return index + rows if index < 0 else index
-
-
-SPACE: dict[str, Any] = {
-    **SCALARS,
-    "multiply_add": multiply_add,
-    "plus": plus,
-    "row": _row,
-    "where": where,
-    "unsigned": np.uint64,
-    "zero_step": np.uint64(0),
-    "one_step": np.uint64(1),
-    "float32": np.float32,
-    "float64": np.float64,
-    "int32": np.int32,
-    "int64": np.int64,
-    "bool": np.bool_,
-}
-
-
-class _Cache(FunctionCache):  # type: ignore[misc, unused-ignore]
-    """Numba's cache of a function, which begins anew where its files are damaged."""
-
-    def load_overload(self, *arguments: Any) -> Any:
-        try:
-            return super().load_overload(*arguments)  # type: ignore[no-untyped-call, unused-ignore]
-        except Exception:
-            self.flush()  # type: ignore[no-untyped-call, unused-ignore]
-            return None
-
-
-HEAD = "from tinygrad_rnn.compiler.jit import SPACE\n\nglobals().update(SPACE)\n\n\n"
-
-
-@cache
-def _compiled(text: str) -> Callable[..., None]:
-    """The generated function, ready to be compiled for the types that it is called with."""
-    module = module_of(HEAD + text, _called())
-    space = {} if module is None else vars(module)
-    if module is None:
-        exec(compile(HEAD + text, "<loop>", "exec"), space)
-    loop = njit(nogil=True, error_model="numpy", pipeline_class=_NoAlias)(space["loop"])
-    if module is not None:
-        loop._cache = _Cache(space["loop"])  # type: ignore[attr-defined, no-untyped-call, unused-ignore]
-    return loop
-
-
-@cache
-def _called() -> str:
-    """Stands for all code that generated source calls, which Numba's cache does not look at."""
-    folder = Path(__file__).parent
-    files = [folder / name for name in ("jit.py", "product.py", "scalars.py")]
-    return "\n".join([numba.__version__, *[hashlib.sha256(file.read_bytes()).hexdigest() for file in files]])
-
-
-@kept
-def _sum_steps(array: Any, out: Any) -> None:
-    """The sums along the middle axis of three: eight steps are added up, and then that to the others."""
-    first, steps, last = array.shape
-    out[:, :] = 0
-    whole = steps // 8 * 8
-    for i in range(first):
-        for t in range(0, whole, 8):
-            for j in range(last):
-                total = array[i, t, j]
-                for s in range(1, 8):
-                    total += array[i, t + s, j]
-                out[i, j] += total
-        for t in range(whole, steps):
-            for j in range(last):
-                out[i, j] += array[i, t, j]
+def pack(B: Any, packed: Any) -> None:
+    """See ``product``; B may be shared out over our threads."""
+    panels = -(-B.shape[1] * B.itemsize // BYTES)
+    over_rows(_pack[packed.dtype], panels, shards_of(panels, B.size >= LEAST_PACKED), B, packed)
 
 
 class _Host(type(NUMPY)):  # type: ignore[misc]
@@ -175,26 +104,27 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
         self.einsum = blas_limited()(np.einsum)
 
     def _matmul(self, a: Any, b: Any) -> Any:
-        if not (a.ndim == b.ndim == 2 and a.dtype == b.dtype and a.dtype in (np.float32, np.float64)):
+        if not (a.ndim == b.ndim == 2 and a.dtype == b.dtype and a.dtype in FLOATS):
             with blas_limited():
                 return np.matmul(a, b)
-        shape = a.shape[0], b.shape[1]
-        out = (empty if self.feeding else np.empty)(shape, a.dtype)
-        if not team.over_rows(product_of_rows, len(a), a.size * b.shape[1] > LEAST_PRODUCT, a, b, out):
-            raise MemoryError("no memory to pack a matrix")
+        (M, K), N = a.shape, b.shape[1]
+        out = (empty if self.feeding else np.empty)((M, N), a.dtype)
+        shards = shards_of(M, a.size * N > LEAST_PRODUCT)
+        buffers = aligned((shards, packed_size(min(K, DEPTH), N, a.itemsize)), a.dtype)
+        over_rows(_product[a.dtype], M, shards, a, b, out, buffers)
         return out
 
     def sum(self, array: Any, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
-        if axis in (0, (0,)) and array.ndim > 1 and array.dtype in (np.float32, np.float64) and not keepdims:
+        if axis in (0, (0,)) and array.ndim > 1 and array.dtype in FLOATS and not keepdims:
             if len(array) == 1:
                 return array[0].copy()
             if array.ndim == 3 and array.flags.c_contiguous:
                 out = np.empty(array.shape[1:], array.dtype)
-                _sum_steps(array.reshape(1, len(array), -1), out.reshape(1, -1))
+                over_rows(_sum_steps[array.dtype], 1, 1, array.reshape(1, len(array), -1), out.reshape(1, -1))
                 return out
             if array.ndim == 3 and (rows_last := array.transpose(2, 0, 1)).flags.c_contiguous:
                 out = np.empty(rows_last.shape[::2], array.dtype)
-                _sum_steps(rows_last, out)
+                over_rows(_sum_steps[array.dtype], len(out), 1, rows_last, out)
                 return out.T
         return super().sum(array, axis, keepdims)
 
@@ -214,6 +144,8 @@ class _Slot:
 
     Attributes
     ----------
+    ndim
+        How many axes it has there.
     first, last
         Its axes there before and after that of time.
     there, back
@@ -224,6 +156,7 @@ class _Slot:
     def __init__(self, value: Value, store: Store, rows_last: bool) -> None:
         self.value = value
         self.store = store
+        self.ndim = value.ndim + (store.kind not in (CONSTANT, BY_ROW, SCRATCH, SUM))
         self.first: tuple[int, ...] = ()
         self.last, self.there, self.back = value.shape, self.first, self.first
         if store.kind == BY_ROW:
@@ -255,9 +188,15 @@ class Loop:
             for value, store in code.memory.items()
         }
         self.slots = list(slots.values())
+        kinds = [_int, _int]
+        kinds += [Kind(slot.value.dtype, slot.ndim, "C") for slot in self.slots]
+        kinds += [Kind(value.dtype, 1, "C") for value in code.packed]
+        kinds += [Kind(np.asarray(number).dtype) for number in self.constants]
+        self.native = Native("loop", kinds, self.source)
         self.stacks = [slot.value for slot in self.slots if slot.store.kind == STACK]
         self.places = 0, Places([])  # for so many steps, as they were last
-        self.packs = [((packed_size(*value.shape, value.dtype.itemsize),), value.dtype) for value in code.packed]
+        sizes = [packed_size(value.shape[0], value.shape[1], value.dtype.itemsize) for value in code.packed]
+        self.packs = [((size,), value.dtype) for size, value in zip(sizes, code.packed, strict=True)]
 
     def feeding(self, F: Any) -> Any:
         """What computes for the loop, before it."""
@@ -265,13 +204,13 @@ class Loop:
 
     def __call__(self, run: Run, reverse: bool, carry: Sequence[Any]) -> list[Any]:
         """Run it; what is wanted of all steps is added to ``run``, and the last state returned."""
-        code, steps, reverse = self.code, run.steps, bool(reverse)
+        code, steps = self.code, run.steps
         arguments, states = self.laid_out(run)
         for k, part in states.items():
             part[steps if reverse and code.kept[k] else 0] = carry[k]
         arguments += self.constants
-        enough = steps * code.rows * code.work > LEAST_WORK
-        if not team.over_rows(_compiled(code.text), code.rows, enough, steps, reverse, *arguments):
+        shards = shards_of(code.rows, steps * code.rows * code.work > LEAST_WORK)
+        if not over_rows(self.native, code.rows, shards, steps, int(reverse), *arguments):
             raise IndexError(OUT_OF_RANGE)
         return [self._last(run, reverse, k, states[k]) for k in range(len(carry))]
 

@@ -165,14 +165,15 @@ class NumbaLane(Lane):
         ys |= {value: run[value][0, ...] for value in [*step.xs, *program.stacks]}
         self.ys = [ys[value] if value in ys else run[value] for value in step.ys]
         self.form, self.check = form, _checks(run.F, recording, self.ys)
-        self.function = loop.engine._compiled(_taking_over(program.source, [(k, step.carry[k]) for k in states]))
-        rest = (False, *arguments, *program.constants)
-        self.function(0, program.code.rows, 0, *rest)  # so that it is compiled now
-        self.arguments = (0, program.code.rows, 1, *rest)
+        text = _taking_over(program.source, [(k, step.carry[k]) for k in states])
+        native = loop.engine.Native("loop", program.native.kinds, text)
+        self.raises = native.bound(0, program.code.rows, 1, 0, *arguments, *program.constants)
+        self.out_of_range = loop.engine.OUT_OF_RANGE
 
     def run(self) -> None:
         try:
-            self.function(*self.arguments)
+            if self.raises():
+                raise IndexError(self.out_of_range)
             self.check()
         except IndexError:
             copy(self.before, self.state)

@@ -8,10 +8,27 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_rnn.compiler.native import address, processor
 from tinygrad_rnn.compiler.pool import BLOCK, POOL
-from tinygrad_rnn.compiler.product import to_aligned
 
+# The bytes of a vector register: of one that the compiler has features for, not of the processor's own, so that kept
+# code never meets a weight packed for another width.
+_features = set(processor()[1].split(","))
+BYTES = 64 if "+avx512f" in _features else 32 if {"+avx2", "+fma"} <= _features else 16
+DEPTH = 256  # so many rows of a matrix that is multiplied by once are packed at a time
 SHARING = BLOCK // 4  # up to this size arrays share a block
+
+
+def packed_size(K: int, N: int, itemsize: int) -> int:
+    """How many elements of ``itemsize`` bytes a (K, N) matrix has when packed; see ``product``."""
+    lanes = BYTES // itemsize
+    return K * lanes * ((N + lanes - 1) // lanes)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array in a block of its own, which begins at a multiple of 64, so that no vector lies across two lines of the
+    cache."""
+    return np.ndarray(shape, dtype, *_bytes(prod(shape) * dtype.itemsize))
 
 
 class Places:
@@ -30,14 +47,9 @@ class Places:
         """New arrays, uninitialized, which begin at multiples of 64 bytes."""
         block, start = _bytes(self._shared)
         return [
-            np.ndarray(shape, dtype, block, start + at) if at >= 0 else _alone(shape, dtype)
+            np.ndarray(shape, dtype, block, start + at) if at >= 0 else aligned(shape, dtype)
             for shape, dtype, at in self._places
         ]
-
-
-def _alone(shape: tuple[int, ...], dtype: Any) -> Any:
-    """An array in a block of its own."""
-    return np.ndarray(shape, dtype, *_bytes(prod(shape) * dtype.itemsize))
 
 
 def _bytes(size: int) -> tuple[np.ndarray[Any, Any], int]:
@@ -45,4 +57,4 @@ def _bytes(size: int) -> tuple[np.ndarray[Any, Any], int]:
     if size > BLOCK:
         return POOL.take(size)
     block = np.empty(size + 64, np.uint8)
-    return block, to_aligned(block)
+    return block, -address(block) % 64

@@ -12,7 +12,6 @@ from llvmlite import ir  # type: ignore[import-not-found, import-untyped, unused
 from numba import types  # type: ignore[import-not-found, unused-ignore]
 from numba.extending import intrinsic  # type: ignore[import-not-found, unused-ignore]
 
-from tinygrad_rnn.compiler import team
 from tinygrad_rnn.compiler.product import kept
 
 # Philox4x64-10: Salmon, Moraes, Dror & Shaw, Parallel random numbers: as easy as 1, 2, 3, SC 2011, section 3.3.
@@ -21,7 +20,6 @@ FACTORS = np.uint64(0xCA5A826395121157), np.uint64(0xD2E7470EE14C6C93)
 BUMPS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 # An integer of so many bits less, times this, is a number in [0, 1).
 SINGLE, DOUBLE = (np.uint32(8), np.float32(2.0**-24)), (np.uint64(11), np.float64(2.0**-53))
-MANY = 1 << 16  # numbers that are worth a second thread
 
 
 @intrinsic
@@ -52,9 +50,8 @@ def _stream(key: Any, words: Any) -> None:
 
 
 @kept
-def _singles(keys: Any, out: Any) -> None:
+def _singles(keys: Any, out: Any, words: Any) -> None:
     shift, scale = SINGLE
-    words = np.empty((out.shape[1] + 7) // 8 * 4, np.uint64)
     halves = words.view(np.uint32)
     for row in range(len(keys)):
         _stream((keys[row, 0], keys[row, 1]), words)
@@ -63,9 +60,8 @@ def _singles(keys: Any, out: Any) -> None:
 
 
 @kept
-def _doubles(keys: Any, out: Any) -> None:
+def _doubles(keys: Any, out: Any, words: Any) -> None:
     shift, scale = DOUBLE
-    words = np.empty((out.shape[1] + 3) // 4 * 4, np.uint64)
     for row in range(len(keys)):
         _stream((keys[row, 0], keys[row, 1]), words)
         for i in range(out.shape[1]):
@@ -73,14 +69,10 @@ def _doubles(keys: Any, out: Any) -> None:
 
 
 @kept
-def _fill(i: int, j: int, keys: Any, out: Any) -> None:
+def rows_of_uniform(i: int, j: int, keys: Any, out: Any, words: Any) -> None:
+    """Fill rows i to j of ``out``, one of as many shares as ``words`` has rows, each with the numbers of its key."""
+    share = words[(i * len(words) + len(keys) - 1) // max(len(keys), 1)]
     if out.itemsize == 4:
-        _singles(keys[i:j], out[i:j])
+        _singles(keys[i:j], out[i:j], share)
     else:
-        _doubles(keys[i:j], out[i:j])
-
-
-def uniform(keys: Any, out: Any) -> None:
-    """Fill each row of ``out``, float32 or float64, with the numbers of its key, a row of ``keys``."""
-    if not team.over_rows(_fill, len(keys), out.size >= MANY, keys, out):
-        raise MemoryError("no memory for random numbers")
+        _doubles(keys[i:j], out[i:j], share)

@@ -10,43 +10,30 @@ registers while it runs down K (Goto and van de Geijn, 2008, without the blockin
 
 Each element of C is one sum over K in ascending order, whatever block it falls in. So a row has the same bits in a
 batch of any size and in any shard of it.
-
-Numba's cache compiles a function anew when its file changes, but not when that of a function it calls does: cached
-code that calls these must be keyed by this file too.
 """
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
-import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.errors import TypingError
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-# The bytes of a vector register, and the vectors in a row of a block. The sums of six rows, the vectors of B that they
-# share and an element of A fill the registers: 32, or 16 of them. The features are those that Numba compiles for and
-# keys its cache by, not the processor's own, so that cached code never meets a weight packed for another width.
-_triple, _, _features = cpu_target.target_context.codegen().magic_tuple()
-if "+avx512f" in _features.split(","):
-    BYTES, VECTORS = 64, 4
-elif {"+avx2", "+fma"} <= set(_features.split(",")):
-    BYTES, VECTORS = 32, 2
-elif _triple.startswith(("aarch64", "arm64")):
-    BYTES, VECTORS = 16, 4
-else:
-    BYTES, VECTORS = 16, 2
+from tinygrad_rnn.compiler import memory
+from tinygrad_rnn.compiler.memory import BYTES, DEPTH
+
+# The vectors in a row of a block: the sums of six rows, the vectors of B that they share and an element of A fill the
+# registers: 32, or 16 of them.
+VECTORS = 4 if BYTES == 64 or binding.get_process_triple().startswith(("aarch64", "arm64")) else 2
 ROWS = 6
 # Each addition waits for the one before it in its sum: a row alone needs eight sums to keep the processor busy.
 VECTORS_OF_ONE_ROW = 8
 # So many products are added up from 0, and then that to the others: each addition rounds to the size of its sum.
 STRETCH = 64
-# How much of K is packed at a time, and the rows of A that it is then multiplied by while they are at hand.
-DEPTH = 256
+# The rows of A that a packed part of B is multiplied by while they are at hand.
 HEIGHT = 96
 # The rows of B that are packed together, so that a line of the cache is read while its page is at hand.
 TILE = 32
@@ -62,19 +49,7 @@ def kept(function: Any) -> Any:
         return njit(nogil=True, error_model="numpy")(function)
 
 
-@kept
-def to_aligned(array: Any) -> int:
-    """Bytes from where an array begins to the next multiple of 64; NumPy itself takes a microsecond to say."""
-    return int(-array.ctypes.data % 64)
-
-
-def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
-    """Zeros that begin at a multiple of 64 bytes, so that no vector lies across two lines of the cache."""
-    size = prod(shape if isinstance(shape, tuple) else (shape,)) * np.dtype(dtype).itemsize
-    buffer = np.zeros(size + 64, np.uint8)
-    start = to_aligned(buffer)
-    array: np.ndarray[Any, Any] = buffer[start : start + size].view(dtype).reshape(shape)
-    return array
+packed_size = kept(memory.packed_size)
 
 
 @intrinsic
@@ -83,25 +58,31 @@ def _itemsize(typing: Any, array: Any) -> Any:
     return types.intp(array), lambda context, *_: context.get_constant(types.intp, array.dtype.bitwidth // 8)
 
 
+def _write_row(context: Any, builder: Any, packed: Any, array: Any, at: Any, source: Any, left: Any = None) -> Any:
+    registers = _Registers(builder, context.get_value_type(packed.dtype), packed.dtype.bitwidth // 8)
+    target = builder.gep(context.make_array(packed)(context, builder, array).data, [at])
+    registers.store(registers.load(source, left), builder.ptrtoint(target, source.type))
+    return context.get_dummy_value()
+
+
 @intrinsic
-def _write_row(typing: Any, packed: Any, at: Any, source: Any, left: Any) -> Any:
-    """Write a row of a panel from ``packed[at]`` on: so many bytes as are ``left`` of those at ``source``, then 0."""
+def _write_whole_row(typing: Any, packed: Any, at: Any, source: Any) -> Any:
+    """Write a row of a panel from ``packed[at]`` on: what lies at ``source``."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> ir.Value:
-        array, at, source, left = values
-        registers = _Registers(builder, context.get_value_type(packed.dtype), packed.dtype.bitwidth // 8)
-        target = builder.gep(context.make_array(packed)(context, builder, array).data, [at])
-        registers.store(registers.load(source, left), builder.ptrtoint(target, source.type))
-        return context.get_dummy_value()
+        return _write_row(context, builder, packed, *values)
+
+    return types.void(packed, types.intp, types.intp), emit
+
+
+@intrinsic
+def _write_last_row(typing: Any, packed: Any, at: Any, source: Any, left: Any) -> Any:
+    """The same of a row that has only so many bytes ``left``, and then zeros."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> ir.Value:
+        return _write_row(context, builder, packed, *values)
 
     return types.void(packed, types.intp, types.intp, types.intp), emit
-
-
-@kept
-def packed_size(K: int, N: int, itemsize: int) -> int:
-    """How many elements of ``itemsize`` bytes a (K, N) matrix has when packed."""
-    lanes = BYTES // itemsize
-    return K * lanes * ((N + lanes - 1) // lanes)
 
 
 @kept
@@ -121,23 +102,26 @@ def pack(B: Any, packed: Any) -> None:
     lanes = BYTES // itemsize
     if packed.size != packed_size(K, N, itemsize):
         raise ValueError("packed has not the size that packed_size gives")
-    # Either way B is read along its rows in memory, and a panel, or the tile's part of it, is written at one go.
-    tile = TILE if B.strides[0] >= B.strides[1] else max(TILE, K)
     whole = N // lanes * lanes
-    for top in range(0, K, tile):
+    source = B.ctypes.data
+    if B.strides[1] == itemsize:
         for n in range(0, whole, lanes):
-            for k in range(top, min(top + tile, K)):
+            for k in range(K):
+                _write_whole_row(packed, n * K + k * lanes, source + k * B.strides[0] + n * itemsize)
+        for k in range(K if whole < N else 0):
+            at = source + k * B.strides[0] + whole * itemsize
+            _write_last_row(packed, whole * K + k * lanes, at, (N - whole) * itemsize)
+        return
+    for top in range(0, K, TILE):
+        for n in range(0, whole, lanes):
+            for k in range(top, min(top + TILE, K)):
                 for j in range(lanes):
                     packed[n * K + k * lanes + j] = B[k, n + j]
-    if whole < N:
-        in_rows = B.strides[1] == itemsize
-        source = B.ctypes.data + whole * B.strides[1]
+    for k in range(K if whole < N else 0):
+        _write_last_row(packed, whole * K + k * lanes, source, 0)
+    for j in range(whole, N):
         for k in range(K):
-            left = (N - whole) * itemsize if in_rows else 0
-            _write_row(packed, whole * K + k * lanes, source + k * B.strides[0], left)
-        for j in range(whole, whole if in_rows else N):
-            for k in range(K):
-                packed[whole * K + k * lanes + j - whole] = B[k, j]
+            packed[whole * K + k * lanes + j - whole] = B[k, j]
 
 
 @kept
@@ -179,24 +163,24 @@ def multiply_add(A: Any, packed: Any, C: Any) -> None:
 
 
 @kept
-def product(A: Any, B: Any, C: Any) -> None:
+def product(A: Any, B: Any, C: Any, buffer: Any) -> None:
     """``C = A @ B`` where neither is used again: B is packed on the way, so much at a time as stays in the cache.
 
     Parameters
     ----------
     A, B, C
         (M, K), (K, N) and (M, N); C is contiguous along its rows. All three are float32, or all float64.
+    buffer
+        Memory to pack in, ``packed_size(min(K, DEPTH), N, itemsize)`` elements.
     """
     M, K = A.shape
     N = B.shape[1]
     itemsize: int = _itemsize(C)  # type: ignore[call-arg]
-    buffer = np.empty(packed_size(min(K, DEPTH), N, itemsize) + 64, C.dtype)
-    start = to_aligned(buffer) // itemsize
     if K == 0:
         C[:, :] = 0
     for k in range(0, K, DEPTH):
         depth = min(DEPTH, K - k)
-        packed = buffer[start : start + packed_size(depth, N, itemsize)]
+        packed = buffer[: packed_size(depth, N, itemsize)]
         pack(B[k : k + depth], packed)
         for m in range(0, M, HEIGHT):
             if k == 0:  # not before, so that it is at hand
@@ -205,9 +189,19 @@ def product(A: Any, B: Any, C: Any) -> None:
 
 
 @kept
-def product_of_rows(i: int, j: int, A: Any, B: Any, C: Any) -> None:
-    """Rows i to j of `product`."""
-    product(A[i:j], B, C[i:j])
+def rows_of_product(i: int, j: int, A: Any, B: Any, C: Any, buffers: Any) -> None:
+    """Rows i to j of `product`, which are one of as many shares as there are buffers."""
+    share = (i * len(buffers) + len(A) - 1) // max(len(A), 1)
+    product(A[i:j], B, C[i:j], buffers[share])
+
+
+@kept
+def panels_of_pack(i: int, j: int, B: Any, packed: Any) -> None:
+    """Panels i to j of `pack`."""
+    K, N = B.shape
+    itemsize: int = _itemsize(packed)  # type: ignore[call-arg]
+    first, end = i * (BYTES // itemsize), j * (BYTES // itemsize)
+    pack(B[:, first : min(end, N)], packed[K * first : K * end])
 
 
 @intrinsic
