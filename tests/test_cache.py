@@ -19,7 +19,7 @@ from tinygrad_rnn.compiler.native import Kind, Native
 
 TEXT = "def loop(i, j, x):\n    for k in range(i, j):\n        x[k] = x[k] + float64(1)\n"
 KINDS = [Kind(np.dtype(np.float64), 1, "C")]
-REMEMBERED = cache._folder, native._loaded, native._surroundings, native.processor
+REMEMBERED = cache._folder, native._loaded, native.surroundings, native.processor
 
 
 @pytest.fixture(autouse=True)
@@ -213,24 +213,24 @@ def test_what_is_written_halfway_is_taken_away(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["NUMBA_CPU_FEATURES", "NUMBA_OPT"])
 def test_settings_of_numba_stand_for_other_code(folder, monkeypatch, built, name):
-    before = native._surroundings()
+    before = native.surroundings()
     monkeypatch.setenv(name, "1")
     native.processor.cache_clear()
-    native._surroundings.cache_clear()
-    assert native._surroundings() != before
+    native.surroundings.cache_clear()
+    assert native.surroundings() != before
 
 
 @pytest.mark.parametrize("changed", native.FILES)
 def test_a_change_of_what_it_comes_of_stands_for_other_code(monkeypatch, tmp_path, changed):
     for name in native.FILES:
         shutil.copy(Path(native.__file__).with_name(f"{name}.py"), tmp_path)
-    before = native._surroundings()
+    before = native.surroundings()
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
-    native._surroundings.cache_clear()
-    assert native._surroundings() == before
+    native.surroundings.cache_clear()
+    assert native.surroundings() == before
     (tmp_path / f"{changed}.py").write_text("#")
-    native._surroundings.cache_clear()
-    assert native._surroundings() != before
+    native.surroundings.cache_clear()
+    assert native.surroundings() != before
 
 
 def test_all_that_generated_source_calls_is_looked_at():

@@ -8,7 +8,6 @@ import weakref
 
 import numpy as np
 import pytest
-from numba import njit
 from test_threads import PATIENCE, in_threads, needs_fork, python
 
 from tinygrad_rnn.compiler import board, team
@@ -17,12 +16,10 @@ from tinygrad_rnn.compiler.native import Kind, Native
 LOOKS = 20_000_000  # of a shard at what another is to write; it gives up then, and the test fails
 
 
-@njit(nogil=True)
 def count(i, j, counts):
     counts[i:j] += 1
 
 
-@njit(nogil=True)
 def meet(i, j, here):
     """Wait until all others are here too."""
     place = here.ctypes.data
@@ -36,14 +33,12 @@ def meet(i, j, here):
                 raise IndexError("the others do not come")
 
 
-@njit(nogil=True)
 def fail(i, j, bad, counts):
     counts[i:j] += 1
     if bad[i:j].any():
         raise IndexError("this one")
 
 
-@njit(nogil=True)
 def add_all(i, j, a, b, c, n, x, flag, strided, word):
     """Of all kinds of arguments that loops have."""
     for k in range(i, j):

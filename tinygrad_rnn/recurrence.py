@@ -182,7 +182,7 @@ def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset
     real = None if alive is None else masks(alive)
     begin = masks(begins) if begins is not None and begins.any() else None
     if real:
-        xs = map_nest(lambda leaf: real.choose(leaf, 0), xs)
+        xs = map_nest(real.chosen, xs)
     return _Run(device, step_of(cell, batch), xs, state, fresh, real, begin, reached, steps, reverse, tuple(expose))
 
 
@@ -280,7 +280,7 @@ class _Run:
             commit(*tensors)
         ys, exposed = map_nest(lambda *parts: stack(parts), *results)
         if (masks := self.real) is not None:
-            ys, exposed = map_nest(lambda leaf: masks.choose(leaf, 0), (ys, exposed))
+            ys, exposed = map_nest(masks.chosen, (ys, exposed))
         return ys, state, exposed
 
     def _traced(self, engine: Any) -> _Traced:
@@ -444,9 +444,13 @@ class _Masks:
         self.flags = flags
         self.steps: dict[int, list[Tensor]] = {}  # by the number of axes of what is chosen
 
-    def choose(self, a: Tensor, b: Any) -> Tensor:
-        """``a`` (T, B, ...) where the flag is set, else ``b``."""
-        return where(reshape(self.flags, self.flags.shape + (1,) * (a.ndim - 2)), a, b)
+    def chosen(self, x: Tensor) -> Tensor:
+        """``x`` (T, B, ...) where the flag is set, else 0."""
+        if x.requires_grad or tape.MODE.get().listener is not None:
+            return where(reshape(self.flags, self.flags.shape + (1,) * (x.ndim - 2)), x, 0)
+        array = x._data.copy()  # a third of the time, where no operation need be heard
+        array[~self.flags._data] = 0
+        return _wrap(array)
 
     def at(self, t: int, ndim: int) -> Tensor:
         """The flags of step ``t``, of shape (B, 1, ...)."""

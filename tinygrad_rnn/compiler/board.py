@@ -119,7 +119,6 @@ def _took_one(board: int, last: bool) -> bool:
     return True
 
 
-@kept
 def serve(i: int, j: int, board: int, patience: int) -> None:
     """Take shards until none has come for so many looks."""
     looks = 0
@@ -131,7 +130,6 @@ def serve(i: int, j: int, board: int, patience: int) -> None:
             _wait(board, looks)
 
 
-@kept
 def share(i: int, j: int, board: int, code: int, words: Any, rows: int, shards: int) -> None:
     """Have each shard run, here and by whoever looks at the board."""
     _store(board + CODE, code)

@@ -100,8 +100,7 @@ def _function(name: str, text: str) -> Callable[..., None]:
     space: dict[str, Any] = dict(SPACE) if text else vars(import_module(where))
     if text:
         exec(compile(text, "<loop>", "exec"), space)
-    function: Any = space[name]
-    return getattr(function, "py_func", function)  # type: ignore[no-any-return]
+    return space[name]  # type: ignore[no-any-return]
 
 
 def _type(kind: Kind) -> Any:

@@ -57,7 +57,7 @@ class Native:
     Parameters
     ----------
     name
-        Of a function compiled by Numba, and of the module that it is in: "module.function".
+        Of a function that Numba can compile, and of the module that it is in: "module.function".
     kinds
         Of its arguments.
     text
@@ -127,7 +127,7 @@ class Code:
 @cache
 def _loaded(name: str, kinds: tuple[Kind, ...], text: str) -> Code:
     """From the folder, or compiled and kept there."""
-    key = "\n".join([name, repr(kinds), text or _file_of(name), _surroundings()])
+    key = "\n".join([name, repr(kinds), text or _file_of(name), surroundings()])
     file = f"{name.rpartition('.')[2]}_{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
     content = folder.found(file)
     if content is None or not _all_there(content.partition(b"\n")[0].decode().split()):
@@ -175,7 +175,7 @@ def _file_of(name: str) -> str:
 
 
 @cache
-def _surroundings() -> str:
+def surroundings() -> str:
     """Stands for all that machine code depends on besides its source."""
     assert _numba is not None
     assert _numba.origin is not None

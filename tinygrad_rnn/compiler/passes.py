@@ -1,13 +1,10 @@
-"""Passes over arrays, compiled: what NumPy is slow at when rows are last in memory."""
+"""Passes over arrays, to be compiled: what NumPy is slow at when rows are last in memory."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tinygrad_rnn.compiler.product import kept
 
-
-@kept
 def copy_rows(i: int, j: int, array: Any, out: Any) -> None:
     """Write to ``out`` (T, B, features), in C order, what lies in memory with its rows last: of steps i to j."""
     for t in range(i, j):
@@ -16,7 +13,6 @@ def copy_rows(i: int, j: int, array: Any, out: Any) -> None:
                 out[t, b, f] = array[t, b, f]
 
 
-@kept
 def sum_steps(first: int, end: int, array: Any, out: Any) -> None:
     """The sums along the middle axis of three: eight steps are added up, and then that to the others."""
     _, steps, last = array.shape

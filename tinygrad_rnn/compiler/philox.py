@@ -68,7 +68,6 @@ def _doubles(keys: Any, out: Any, words: Any) -> None:
             out[row, i] = np.float64(words[i] >> shift) * scale
 
 
-@kept
 def rows_of_uniform(i: int, j: int, keys: Any, out: Any, words: Any) -> None:
     """Fill rows i to j of ``out``, one of as many shares as ``words`` has rows, each with the numbers of its key."""
     share = words[(i * len(words) + len(keys) - 1) // max(len(keys), 1)]

@@ -14,16 +14,19 @@ batch of any size and in any shard of it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from llvmlite import binding, ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.caching import FunctionCache
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from tinygrad_rnn.compiler import memory
 from tinygrad_rnn.compiler.memory import BYTES, DEPTH
+from tinygrad_rnn.compiler.native import surroundings
 
 # The vectors in a row of a block: the sums of six rows, the vectors of B that they share and an element of A fill the
 # registers: 32, or 16 of them.
@@ -41,12 +44,27 @@ TILE = 32
 _int32 = ir.IntType(32)
 
 
+class _Cache(FunctionCache):  # type: ignore[misc, unused-ignore]
+    """Numba's cache of a function, which begins anew where its files are damaged, or a file of those changes that
+    machine code comes of: Numba itself looks at the function's own alone."""
+
+    def _index_key(self, *arguments: Any) -> Any:
+        return super()._index_key(*arguments), surroundings()  # type: ignore[no-untyped-call, unused-ignore]
+
+    def load_overload(self, *arguments: Any) -> Any:
+        try:
+            return super().load_overload(*arguments)  # type: ignore[no-untyped-call, unused-ignore]
+        except Exception:
+            self.flush()  # type: ignore[no-untyped-call, unused-ignore]
+            return None
+
+
 def kept(function: Any) -> Any:
-    """Compile a function, and keep that for other processes if there is a folder to keep it in."""
-    try:
-        return njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:
-        return njit(nogil=True, error_model="numpy")(function)
+    """Compile a function that others call, and keep that for other processes if there is a folder to keep it in."""
+    dispatcher: Any = njit(nogil=True, error_model="numpy")(function)
+    with suppress(RuntimeError):
+        dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call, unused-ignore]
+    return dispatcher
 
 
 packed_size = kept(memory.packed_size)
@@ -188,14 +206,12 @@ def product(A: Any, B: Any, C: Any, buffer: Any) -> None:
             multiply_add(A[m : m + HEIGHT, k : k + depth], packed, C[m : m + HEIGHT])
 
 
-@kept
 def rows_of_product(i: int, j: int, A: Any, B: Any, C: Any, buffers: Any) -> None:
     """Rows i to j of `product`, which are one of as many shares as there are buffers."""
     share = (i * len(buffers) + len(A) - 1) // max(len(A), 1)
     product(A[i:j], B, C[i:j], buffers[share])
 
 
-@kept
 def panels_of_pack(i: int, j: int, B: Any, packed: Any) -> None:
     """Panels i to j of `pack`."""
     K, N = B.shape
