@@ -62,7 +62,7 @@ compiled_laid_out = jit.Loop.laid_out
 def one_after_the_other(native: Native, rows: int, shards: int, *arguments: Any) -> bool:
     """As `over_rows` of ``team``, in this thread."""
     parts = [(rows * shard // shards, rows * (shard + 1) // shards) for shard in range(shards)]
-    failed = [native(i, j, *arguments) for i, j in parts]
+    failed = [native.call(i, j, *arguments) for i, j in parts]
     return not any(failed)
 
 
@@ -77,19 +77,16 @@ def alone() -> Iterator[None]:
         jit.over_rows = before
 
 
-def call(native: Native, *arguments: Any) -> bool:
+def call(native: Native, i: int, j: int, *arguments: Any) -> bool:
     """Generated source is run by Python; what else is compiled stays so."""
     if not native.text:
-        return compiled_call(native, *arguments)
-    uncompiled(native.text)(*arguments)
+        return native.code.call(i, j, *arguments)
+    given = [
+        kind.dtype.type(a) if kind.ndim < 0 and kind.dtype.kind != "i" else a
+        for kind, a in zip(native.kinds, arguments, strict=True)
+    ]
+    uncompiled(native.text)(i, j, *given)
     return False
-
-
-def bound(native: Native, *arguments: Any) -> Callable[[], bool]:
-    return partial(call, native, *arguments)
-
-
-compiled_call = Native.__call__
 
 
 @contextmanager
@@ -97,13 +94,13 @@ def interpreted() -> Iterator[None]:
     """Inside the ``with`` block the engine compiles nothing that it generates."""
     before = jit.pack, jit.Loop.laid_out, jit.Places.arrays
     jit.pack, jit.Loop.laid_out, jit.Places.arrays = lambda *_: None, laid_out, filled
-    methods = Native.__call__, Native.bound
-    Native.__call__, Native.bound = call, bound
+    compiled = Native.call
+    Native.call = property(lambda native: partial(call, native))
     try:
         with alone():
             yield
     finally:
-        Native.__call__, Native.bound = methods
+        Native.call = compiled
         jit.pack, jit.Loop.laid_out, jit.Places.arrays = before
 
 

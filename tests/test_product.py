@@ -16,7 +16,6 @@ from numba import njit
 from numba.core.errors import TypingError
 
 from tinygrad_rnn.compiler import product
-from tinygrad_rnn.compiler.memory import aligned
 
 FLOATS = [np.float32, np.float64]
 GUARD = 7.5
@@ -151,7 +150,7 @@ def test_compiled_loops_call_it_from_several_threads(dtype):
     gates = np.zeros((5, 9, 50), dtype)
 
     def shard(rows):
-        scratch = aligned((product.packed_size(12, 50, W.itemsize),), W.dtype)
+        scratch = np.empty(product.packed_size(12, 50, W.itemsize), dtype)
         steps(h, W, scratch, gates, *rows)
 
     with ThreadPoolExecutor(3) as threads:
@@ -162,7 +161,7 @@ def test_compiled_loops_call_it_from_several_threads(dtype):
 def multiply(A, B, C):
     """`product`, in memory that holds something else."""
     size = product.packed_size(min(len(B), product.DEPTH), B.shape[1], C.itemsize)
-    product.product(A, B, C, np.full(size, np.nan, C.dtype))
+    product.product(A, B, C, np.full(size + product.BYTES, np.nan, C.dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -39,7 +39,7 @@ def fail(i, j, bad, counts):
         raise IndexError("this one")
 
 
-def add_all(i, j, a, b, c, n, x, flag, strided, word):
+def add_all(i, j, a, b, c, strided, word, n, x, flag):
     """Of all kinds of arguments that loops have."""
     for k in range(i, j):
         a[k, 0] = b[k] + c[0, 0, k] + n + x + flag + strided[k] + word[k]
@@ -91,7 +91,7 @@ def test_arguments_come_as_they_were_given(dtype):
     strided, word = np.asfortranarray(draw.random((9, 2)).astype(dtype))[:, 1][::-1], np.arange(9, dtype=np.uint64)
     for threads in (1, 2, 4):
         a = np.zeros((9, 2), dtype)
-        assert shared(add_all, 9, threads, a, b, c, n, x, flag, strided, word)
+        assert shared(add_all, 9, threads, a, b, c, strided, word, n, x, flag)
         np.testing.assert_allclose(a[:, 0], b + c[0, 0] + n + x + flag + strided + word)
 
 

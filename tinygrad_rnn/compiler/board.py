@@ -130,7 +130,7 @@ def serve(i: int, j: int, board: int, patience: int) -> None:
             _wait(board, looks)
 
 
-def share(i: int, j: int, board: int, code: int, words: Any, rows: int, shards: int) -> None:
+def share(i: int, j: int, words: Any, board: int, code: int, rows: int, shards: int) -> None:
     """Have each shard run, here and by whoever looks at the board."""
     _store(board + CODE, code)
     _store(board + WORDS, words.ctypes.data)

@@ -14,14 +14,14 @@ from numba.core.compiler import Compiler  # type: ignore[import-not-found, unuse
 from numba.core.compiler_lock import global_compiler_lock  # type: ignore[import-not-found, unused-ignore]
 from numba.np import arrayobj as _arrayobj  # type: ignore[import-not-found, unused-ignore]
 
-from tinygrad_rnn.compiler.native import DATA, ENTRY, SHAPE, STRIDES, Kind, machine
+from tinygrad_rnn.compiler.native import CALL, DATA, SHAPE, SHARED, STRIDES, Kind, machine
 from tinygrad_rnn.compiler.product import kept, multiply_add
 from tinygrad_rnn.compiler.scalars import SCALARS, plus, where
 
 cgutils: Any = _cgutils  # whose functions have no types
 arrayobj: Any = _arrayobj
 _word = cgutils.intp_t
-_entry = ir.FunctionType(ir.IntType(32), [_word.as_pointer(), _word, _word])
+_failed = ir.IntType(32)
 # Numba has arrays count who holds their memory. Of those that are given here nobody does, so that it is never called.
 _NEVER_CALLED = "NRT_MemInfo_call_dtor"
 
@@ -69,11 +69,12 @@ class _NoAlias(_Only):
         return super().define_pipelines()
 
 
-def machine_code(name: str, kinds: Sequence[Kind], text: str) -> tuple[list[str], bytes]:
-    """The functions that the code of a `Native` calls in turn, and the code, which has one entry."""
+def machine_code(name: str, kinds: Sequence[Kind], text: str) -> bytes:
+    """A line with the functions that the code of a `Native` calls in turn, and the code, which has two entries."""
     module = llvm_code(name, kinds, text)
     externals = [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")]
-    return externals, machine().emit_object(module)
+    code: bytes = machine().emit_object(module)
+    return " ".join(externals).encode() + b"\n" + code
 
 
 def llvm_code(name: str, kinds: Sequence[Kind], text: str) -> Any:
@@ -85,9 +86,9 @@ def llvm_code(name: str, kinds: Sequence[Kind], text: str) -> Any:
         found = dispatcher._compiler.compile(signature, types.none)
         found.library.finalize()
     module = binding.parse_assembly(found.library.get_llvm_str())
-    module.link_in(binding.parse_assembly(str(_entrance(found, signature))))
+    module.link_in(binding.parse_assembly(str(_entrances(found, signature))))
     for value in (*module.functions, *module.global_variables):
-        if not value.is_declaration and value.name != ENTRY:
+        if not value.is_declaration and value.name not in (CALL, SHARED):
             value.linkage = "internal"
     passes = binding.create_new_module_pass_manager()
     passes.add_global_dead_code_eliminate_pass()
@@ -109,24 +110,60 @@ def _type(kind: Kind) -> Any:
     return dtype if kind.ndim < 0 else array(dtype, kind.ndim, kind.layout)
 
 
-def _entrance(found: Any, signature: tuple[Any, ...]) -> ir.Module:
-    """The function ``entry``, which finds the arguments of another by their words and calls it."""
+def _entrances(found: Any, signature: tuple[Any, ...]) -> ir.Module:
+    """The functions by which a `Native` is called, which find the arguments of another by their words and call it."""
     module = ir.Module()
     context = found.target_context
-    entry = ir.Function(module, _entry, ENTRY)
-    builder = ir.IRBuilder(entry.append_basic_block())
-    words, i, j = entry.args
+    function = ir.Function(
+        module, context.call_conv.get_function_type(types.none, signature), found.fndesc.llvm_func_name
+    )
+    shared = ir.Function(module, ir.FunctionType(_failed, [_word.as_pointer(), _word, _word]), SHARED)
+    builder = ir.IRBuilder(shared.append_basic_block())
+    words, *rows = shared.args
     given = [
         _argument(context, builder, kind, cgutils.gep_inbounds(builder, words, n))
-        for n, kind in enumerate(signature[2:])
+        for n, kind in enumerate(signature[2:], 2)
     ]
-    kind = context.call_conv.get_function_type(types.none, signature)
-    function = ir.Function(module, kind, found.fndesc.llvm_func_name)
-    status, _ = context.call_conv.call_function(builder, function, types.none, signature, [i, j, *given])
-    builder.ret(builder.zext(status.is_error, ir.IntType(32)))
+    status, _ = context.call_conv.call_function(builder, function, types.none, signature, [*rows, *given])
+    builder.ret(builder.zext(status.is_error, _failed))
+
+    _called(module, shared, signature, context)
     never = ir.Function(module, ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()]), _NEVER_CALLED)
     ir.IRBuilder(never.append_basic_block()).unreachable()
     return module
+
+
+def _called(module: ir.Module, shared: ir.Function, signature: tuple[Any, ...], context: Any) -> None:
+    """The function by which Python calls it, which does so without Python's lock."""
+    object_, number = ir.IntType(8).as_pointer(), ir.DoubleType()
+
+    def python(name: str, result: ir.Type, *arguments: ir.Type) -> ir.Function:
+        return ir.Function(module, ir.FunctionType(result, arguments), name)
+
+    as_int, as_float = python("PyLong_AsSsize_t", _word, object_), python("PyFloat_AsDouble", number, object_)
+    release, take = python("PyEval_SaveThread", object_), python("PyEval_RestoreThread", ir.VoidType(), object_)
+    answer = python("PyBool_FromLong", object_, _word)
+
+    call = python(CALL, object_, object_, object_.as_pointer(), _word)
+    builder = ir.IRBuilder(call.append_basic_block())
+    words = builder.alloca(_word, len(signature))
+    rows = []
+    for n, kind in enumerate(signature):
+        given = builder.load(cgutils.gep_inbounds(builder, call.args[1], n))
+        at = cgutils.gep_inbounds(builder, words, n)
+        if isinstance(kind, types.Array):
+            builder.store(builder.ptrtoint(given, _word), at)
+        elif isinstance(kind, types.Float):
+            value = context.cast(builder, builder.call(as_float, [given]), types.float64, kind)
+            builder.store(value, builder.bitcast(at, value.type.as_pointer()))
+        else:
+            value = builder.call(as_int, [given])
+            builder.store(value, at)
+            rows.append(value)
+    thread = builder.call(release, [])
+    failed = builder.call(shared, [words, *rows[:2]])
+    builder.call(take, [thread])
+    builder.ret(builder.call(answer, [builder.sext(failed, _word)]))
 
 
 def _argument(context: Any, builder: ir.IRBuilder, kind: Any, at: ir.Value) -> ir.Value:

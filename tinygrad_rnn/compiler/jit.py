@@ -13,7 +13,7 @@ import numpy as np
 from tinygrad_rnn.backend import NUMPY
 from tinygrad_rnn.compiler.layout import BY_ROW, CONSTANT, SCRATCH, STACK, STREAM, SUM, Store
 from tinygrad_rnn.compiler.loops import Generator
-from tinygrad_rnn.compiler.memory import BYTES, DEPTH, SHARING, Places, aligned, packed_size
+from tinygrad_rnn.compiler.memory import BYTES, DEPTH, SHARING, Places, packed_size
 from tinygrad_rnn.compiler.native import Kind, Native
 from tinygrad_rnn.compiler.pool import empty
 from tinygrad_rnn.compiler.record import Unrecordable
@@ -40,7 +40,7 @@ def _of_floats(name: str, *forms: str) -> dict[Any, Native]:
 
 
 _product = _of_floats("product.rows_of_product", "2A", "2A", "2C", "2C")
-_pack = _of_floats("product.panels_of_pack", "2A", "1C")
+_pack = _of_floats("product.columns_of_pack", "2A", "1C")
 _copy_rows = _of_floats("passes.copy_rows", "3A", "3C")
 _sum_steps = _of_floats("passes.sum_steps", "3C", "2C")
 _int = Kind(np.dtype(np.int64))
@@ -75,7 +75,7 @@ def in_order(array: Any) -> Any:
 
 def uniform(keys: Any, out: Any) -> None:
     """Fill each row of ``out``, float32 or float64, with the numbers of its key, a row of ``keys``."""
-    shards = shards_of(len(keys), out.size >= LEAST_NUMBERS)
+    shards = shards_of(len(keys)) if out.size >= LEAST_NUMBERS else 1
     words = np.empty((shards, (out[:1].nbytes + 31) // 32 * 4), np.uint64)
     over_rows(_uniform[out.dtype], len(keys), shards, keys, out, words)
 
@@ -85,8 +85,8 @@ NUMPY.uniform_of_keys = uniform
 
 def pack(B: Any, packed: Any) -> None:
     """See ``product``; B may be shared out over our threads."""
-    panels = -(-B.shape[1] * B.itemsize // BYTES)
-    over_rows(_pack[packed.dtype], panels, shards_of(panels, B.size >= LEAST_PACKED), B, packed)
+    columns = B.shape[1]
+    over_rows(_pack[packed.dtype], columns, shards_of(columns) if B.size >= LEAST_PACKED else 1, B, packed)
 
 
 class _Host(type(NUMPY)):  # type: ignore[misc]
@@ -109,8 +109,8 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
                 return np.matmul(a, b)
         (M, K), N = a.shape, b.shape[1]
         out = (empty if self.feeding else np.empty)((M, N), a.dtype)
-        shards = shards_of(M, a.size * N > LEAST_PRODUCT)
-        buffers = aligned((shards, packed_size(min(K, DEPTH), N, a.itemsize)), a.dtype)
+        shards = shards_of(M) if a.size * N > LEAST_PRODUCT else 1
+        buffers = empty((shards, packed_size(min(K, DEPTH), N, a.itemsize) + BYTES), a.dtype)
         over_rows(_product[a.dtype], M, shards, a, b, out, buffers)
         return out
 
@@ -181,17 +181,16 @@ class Loop:
         self.split = split
         self.code = code = Generator(split).generated()
         self.source = code.text
-        self.constants = [*[np.dtype(dtype).type(number) for number, dtype in code.numbers], *code.sizes]
+        self.numbers = [*[float(number) for number, _ in code.numbers], *code.sizes]
         # What each argument is: where its memory comes from, and of which part of the state it is, which comes once.
         slots = {
             (store.part if store.part >= 0 else value): _Slot(value, store, code.rows_last)
             for value, store in code.memory.items()
         }
         self.slots = list(slots.values())
-        kinds = [_int, _int]
-        kinds += [Kind(slot.value.dtype, slot.ndim, "C") for slot in self.slots]
+        kinds = [Kind(slot.value.dtype, slot.ndim, "C") for slot in self.slots]
         kinds += [Kind(value.dtype, 1, "C") for value in code.packed]
-        kinds += [Kind(np.asarray(number).dtype) for number in self.constants]
+        kinds += [_int, _int, *[Kind(np.dtype(dtype)) for _, dtype in code.numbers], *[_int for _ in code.sizes]]
         self.native = Native("loop", kinds, self.source)
         self.stacks = [slot.value for slot in self.slots if slot.store.kind == STACK]
         self.places = 0, Places([])  # for so many steps, as they were last
@@ -208,9 +207,8 @@ class Loop:
         arguments, states = self.laid_out(run)
         for k, part in states.items():
             part[steps if reverse and code.kept[k] else 0] = carry[k]
-        arguments += self.constants
-        shards = shards_of(code.rows, steps * code.rows * code.work > LEAST_WORK)
-        if not over_rows(self.native, code.rows, shards, steps, int(reverse), *arguments):
+        shards = shards_of(code.rows) if steps * code.rows * code.work > LEAST_WORK else 1
+        if not over_rows(self.native, code.rows, shards, *arguments, steps, int(reverse), *self.numbers):
             raise IndexError(OUT_OF_RANGE)
         return [self._last(run, reverse, k, states[k]) for k in range(len(carry))]
 

@@ -7,6 +7,7 @@ laid out once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tinygrad_rnn.backend import Array
@@ -167,7 +168,7 @@ class NumbaLane(Lane):
         self.form, self.check = form, _checks(run.F, recording, self.ys)
         text = _taking_over(program.source, [(k, step.carry[k]) for k in states])
         native = loop.engine.Native("loop", program.native.kinds, text)
-        self.raises = native.bound(0, program.code.rows, 1, 0, *arguments, *program.constants)
+        self.raises = partial(native.call, 0, program.code.rows, *arguments, 1, 0, *program.numbers)
         self.out_of_range = loop.engine.OUT_OF_RANGE
 
     def run(self) -> None:

@@ -84,9 +84,10 @@ class Generator(Layout):
             done.update(group)
             body += self._fused(group, item.space)
         sizes = list(self.sizes.values())
-        names = [*self.memory_names(), *self.packed.values(), *[name for name, _ in self.numbers.values()], *sizes]
+        arrays = [*self.memory_names(), *self.packed.values()]
+        numbers = [*[name for name, _ in self.numbers.values()], *sizes]
         head = [
-            f"def loop({', '.join(['b0', 'b1', 'steps', 'backwards', *names])}):",
+            f"def loop({', '.join(['b0', 'b1', *arrays, 'steps', 'backwards', *numbers])}):",
             *[f"    {name} = unsigned({name})" for name in ("b0", "b1", "steps", *sizes)],
             "    for s in range(steps):",
             "        t = steps - one_step - s if backwards else s",

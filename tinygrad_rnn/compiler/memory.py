@@ -25,12 +25,6 @@ def packed_size(K: int, N: int, itemsize: int) -> int:
     return K * lanes * ((N + lanes - 1) // lanes)
 
 
-def aligned(shape: tuple[int, ...], dtype: Any) -> Any:
-    """An array in a block of its own, which begins at a multiple of 64, so that no vector lies across two lines of the
-    cache."""
-    return np.ndarray(shape, dtype, *_bytes(prod(shape) * dtype.itemsize))
-
-
 class Places:
     """Where arrays of certain shapes and dtypes lie: small ones side by side, each large one in a block of its own."""
 
@@ -47,9 +41,16 @@ class Places:
         """New arrays, uninitialized, which begin at multiples of 64 bytes."""
         block, start = _bytes(self._shared)
         return [
-            np.ndarray(shape, dtype, block, start + at) if at >= 0 else aligned(shape, dtype)
+            np.ndarray(shape, dtype, block, start + at)
+            if at >= 0
+            else np.ndarray(shape, dtype, *_bytes(prod(shape) * dtype.itemsize))
             for shape, dtype, at in self._places
         ]
+
+
+def _alone(shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array in a block of its own."""
+    return np.ndarray(shape, dtype, *_bytes(prod(shape) * dtype.itemsize))
 
 
 def _bytes(size: int) -> tuple[np.ndarray[Any, Any], int]:

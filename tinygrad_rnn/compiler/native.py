@@ -10,11 +10,11 @@ import ctypes
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from struct import pack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from llvmlite import binding
 
 from tinygrad_rnn.compiler import cache as folder
 
-ENTRY = "entry"
+CALL, SHARED = "call", "shared"
 # Where NumPy's C API has the fields of an array, in bytes: behind what every object of Python begins with.
 DATA, SHAPE, STRIDES = [object.__basicsize__ + behind for behind in (0, 16, 24)]
 FILES = (
@@ -52,7 +52,7 @@ class Kind(NamedTuple):
 
 
 class Native:
-    """A function ``(i, j, *arguments)`` that does rows i to j of something, in machine code once it is needed.
+    """A function ``(i, j, *arguments)`` that does rows i to j of something, in machine code when it is needed.
 
     Parameters
     ----------
@@ -73,29 +73,20 @@ class Native:
     def code(self) -> Code:
         return _loaded(self.name, self.kinds, self.text)
 
-    def __call__(self, i: int, j: int, *arguments: Any) -> bool:
-        """Call it for rows i to j; whether it has raised."""
-        return bool(self.code.call(words(arguments), i, j))
+    @cached_property
+    def call(self) -> Callable[..., bool]:
+        """Call it with i, j and the arguments, NumPy's arrays and Python's numbers; whether it has raised."""
+        call: Callable[..., bool] = self.code.call
+        return call
 
-    def bound(self, i: int, j: int, *arguments: Any) -> Callable[[], bool]:
-        """A call with these arguments, to be made again and again."""
-        call, given = self.code.call, words(arguments)
-
-        def again(held: Any = arguments) -> bool:
-            return bool(call(given, i, j))
-
-        return again
+    def words(self, i: int, j: int, *arguments: Any) -> Any:
+        """What its code reads: a word for each of these, the bits of a number or where an array is."""
+        given = zip(self.kinds, arguments, strict=True)
+        return np.array([i, j, *[_bits(a, kind.dtype) if kind.ndim < 0 else id(a) for kind, a in given]], np.int64)
 
 
-def words(arguments: Sequence[Any]) -> bytes:
-    """What is handed to machine code: a word for each argument, the bits of a number or where an array is."""
-    return pack(f"={len(arguments)}Q", *[id(a) if type(a) is np.ndarray else _bits(a) for a in arguments])
-
-
-def _bits(number: Any) -> int:
-    if type(number) is int and number >= 0:
-        return number
-    return int.from_bytes(np.asarray(number).tobytes().ljust(8, b"\0"), sys.byteorder)
+def _bits(number: Any, dtype: np.dtype[Any]) -> int:
+    return int.from_bytes(np.array(number, dtype).tobytes().ljust(8, b"\0"), sys.byteorder, signed=True)
 
 
 def address(array: Any) -> int:
@@ -103,25 +94,40 @@ def address(array: Any) -> int:
     return ctypes.c_size_t.from_address(id(array) + DATA).value
 
 
+class _Method(ctypes.Structure):
+    """A function as Python's C API describes it."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("code", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p))
+
+
+_FAST = 0x80  # METH_FASTCALL: it is given an array of its arguments
+_function = ctypes.pythonapi.PyCFunction_NewEx
+_function.argtypes, _function.restype = [ctypes.POINTER(_Method), ctypes.c_void_p, ctypes.c_void_p], ctypes.py_object
+
+
 class Code:
     """Machine code that is loaded.
 
     Attributes
     ----------
-    address
-        Where it is.
     call
-        Call it with the words of its arguments, and i and j; 0 unless it has raised.
+        The function, for Python.
+    shared
+        Where the code is that is called with the place of words, and with other rows i to j than they say.
     """
 
-    _TYPE = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_char_p, ctypes.c_ssize_t, ctypes.c_ssize_t)
-
-    def __init__(self, code: bytes) -> None:
+    def __init__(self, content: bytes) -> None:
+        """Load what `build` made; `LookupError` if it calls what this process has not: LLVM would end it."""
+        externals, _, code = content.partition(b"\n")
         self._engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine())
+        missing = [name for name in externals.decode().split() if not binding.address_of_symbol(name)]
+        if missing:
+            raise LookupError(f"compiled code calls {', '.join(missing)}, which is not there")
         self._engine.add_object_file(binding.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
-        self.address = self._engine.get_function_address(ENTRY)
-        self.call = self._TYPE(self.address)
+        self.shared = self._engine.get_function_address(SHARED)
+        self._method = _Method(b"native", self._engine.get_function_address(CALL), _FAST, None)
+        self.call = _function(ctypes.byref(self._method), None, None)
 
 
 @cache
@@ -130,18 +136,14 @@ def _loaded(name: str, kinds: tuple[Kind, ...], text: str) -> Code:
     key = "\n".join([name, repr(kinds), text or _file_of(name), surroundings()])
     file = f"{name.rpartition('.')[2]}_{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
     content = folder.found(file)
-    if content is None or not _all_there(content.partition(b"\n")[0].decode().split()):
-        from tinygrad_rnn.compiler.build import machine_code
+    if content is not None:
+        with suppress(LookupError):
+            return Code(content)
+    from tinygrad_rnn.compiler.build import machine_code
 
-        externals, code = machine_code(name, kinds, text)
-        content = " ".join(externals).encode() + b"\n" + code
-        folder.keep(file, content)
-    return Code(content.partition(b"\n")[2])
-
-
-def _all_there(externals: Sequence[str]) -> bool:
-    """Whether this process has the functions that machine code calls; LLVM would end it if not."""
-    return all(binding.address_of_symbol(name) for name in externals)
+    content = machine_code(name, kinds, text)
+    folder.keep(file, content)
+    return Code(content)
 
 
 @cache

@@ -189,16 +189,17 @@ def product(A: Any, B: Any, C: Any, buffer: Any) -> None:
     A, B, C
         (M, K), (K, N) and (M, N); C is contiguous along its rows. All three are float32, or all float64.
     buffer
-        Memory to pack in, ``packed_size(min(K, DEPTH), N, itemsize)`` elements.
+        Memory to pack in, ``packed_size(min(K, DEPTH), N, itemsize)`` elements and as many more as fill a vector.
     """
     M, K = A.shape
     N = B.shape[1]
     itemsize: int = _itemsize(C)  # type: ignore[call-arg]
+    start = -buffer.ctypes.data % BYTES // itemsize  # so that no vector lies across two lines of the cache
     if K == 0:
         C[:, :] = 0
     for k in range(0, K, DEPTH):
         depth = min(DEPTH, K - k)
-        packed = buffer[: packed_size(depth, N, itemsize)]
+        packed = buffer[start : start + packed_size(depth, N, itemsize)]
         pack(B[k : k + depth], packed)
         for m in range(0, M, HEIGHT):
             if k == 0:  # not before, so that it is at hand
@@ -212,11 +213,12 @@ def rows_of_product(i: int, j: int, A: Any, B: Any, C: Any, buffers: Any) -> Non
     product(A[i:j], B, C[i:j], buffers[share])
 
 
-def panels_of_pack(i: int, j: int, B: Any, packed: Any) -> None:
-    """Panels i to j of `pack`."""
+def columns_of_pack(i: int, j: int, B: Any, packed: Any) -> None:
+    """The panels of `pack` that begin in columns i to j."""
     K, N = B.shape
     itemsize: int = _itemsize(packed)  # type: ignore[call-arg]
-    first, end = i * (BYTES // itemsize), j * (BYTES // itemsize)
+    lanes = BYTES // itemsize
+    first, end = (i + lanes - 1) // lanes * lanes, (j + lanes - 1) // lanes * lanes
     pack(B[:, first : min(end, N)], packed[K * first : K * end])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_rnn.compiler.native import Kind, Native, words
+from tinygrad_rnn.compiler.native import Kind, Native
 from tinygrad_rnn.threads import get_num_threads
 
 PATIENCE = 40_000  # looks at the board until a helper goes to sleep: a millisecond
@@ -30,7 +30,7 @@ MOST = 0xFFFF  # shards of a call
 
 _int = np.dtype(np.int64)
 _serve = Native(f"{__package__}.board.serve", [Kind(_int)] * 2)
-_share = Native(f"{__package__}.board.share", [Kind(_int), Kind(_int), Kind(_int, 1, "C"), Kind(_int), Kind(_int)])
+_share = Native(f"{__package__}.board.share", [Kind(_int, 1, "C"), *[Kind(_int)] * 4])
 
 
 class Board:
@@ -76,7 +76,7 @@ class Team:
     def _serve(self) -> None:
         while True:
             self.tickets.get()
-            _serve(0, 1, self.board.place, PATIENCE)
+            _serve.call(0, 1, self.board.place, PATIENCE)
             with self.counting:
                 self.awake -= 1
 
@@ -95,12 +95,12 @@ def share(function: Native, rows: int, shards: int, *arguments: Any) -> bool:
         Whether no call has raised.
     """
     team, shards = _team, min(shards, MOST)
-    code, given = function.code.address, np.frombuffer(words(arguments), np.int64)
+    code, words = function.code.shared, function.words(0, rows, *arguments)
     if not team.busy.acquire(blocking=False):
-        return not _share(0, 1, Board().place, code, given, rows, shards)
+        return not _share.call(0, 1, words, Board().place, code, rows, shards)
     try:
         team.wake(shards - 1)
-        return not _share(0, 1, team.board.place, code, given, rows, shards)
+        return not _share.call(0, 1, words, team.board.place, code, rows, shards)
     finally:
         team.busy.release()
 
@@ -109,12 +109,12 @@ def over_rows(function: Native, rows: int, shards: int, *arguments: Any) -> bool
     """Call it for all rows, in so many shards; whether no part of it has raised."""
     if shards > 1:
         return share(function, rows, shards, *arguments)
-    return not function(0, rows, *arguments)
+    return not function.call(0, rows, *arguments)
 
 
-def shards_of(rows: int, enough: bool) -> int:
-    """In how many shards to do them, if there is ``enough`` to do for several threads."""
-    return min(get_num_threads(), rows) if enough else 1
+def shards_of(rows: int) -> int:
+    """In how many shards to do them, if there is enough to do for several threads."""
+    return min(get_num_threads(), rows)
 
 
 def _after_fork() -> None:
