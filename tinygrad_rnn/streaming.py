@@ -22,7 +22,7 @@ from tinygrad_rnn.compiler.lanes import ArrayLane, Called, Form, Lane, Loop, Num
 from tinygrad_rnn.compiler.record import Recording, Unrecordable, _Listener, record
 from tinygrad_rnn.compiler.watch import Watch
 from tinygrad_rnn.nest import filled, flat, map_nest
-from tinygrad_rnn.nn.recurrent import Recurrent, _Face
+from tinygrad_rnn.nn.recurrent import Layers, Recurrent
 from tinygrad_rnn.recurrence import step_of
 from tinygrad_rnn.tensor import Tensor, _backend, _wrap, as_tensor
 
@@ -106,7 +106,7 @@ class CompiledStep:
             alike(cell.init_state(self._batch), self._given, "compile_step got")
         # The state as the cell has it, and as what is recorded has it.
         self._state = Form(map_nest(_copied, self._start()))
-        self._packed = isinstance(cell, _Face)
+        self._packed = isinstance(cell, Layers)
         self._parts = Form(cell._unpacked(self._state.like)) if self._packed else self._state
         self._loops: dict[Any, Loop] = {}
         self._begin([part._data for part in self._parts.tensors])

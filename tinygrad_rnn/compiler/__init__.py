@@ -9,8 +9,9 @@ To be read in this order:
 - recording: ``step``, ``record``; ``watch``, with ``notes`` and ``movers``, whether a cell changes anything of its own;
   ``pure``, doing without a recording, and ``proof``, of what that is safe
 - parting: ``derive``, ``split``, ``program``, ``run``; ``segments``, less memory for more time
-- engines: ``engines`` names them; ``array``, with ``joined``, by which it calls less, and ``pool``, its memory; Numba's
-  in parts: ``lower``, ``places``, ``layout`` where things are, ``loops`` the generated source, ``scalars``, ``product``
-  and ``philox`` what it calls, ``memory``, its threads in ``team``, ``cache``, and ``jit``, which is the engine
+- engines: ``engines`` names them; ``array``, with ``joined``, by which it calls less, and ``pool``, its memory; and
+  ``jit``, of loops that Numba compiles: ``lower``, ``places``, ``layout`` where things are, ``loops`` the generated
+  source, ``scalars`` and ``product`` what that calls, ``philox`` and ``passes`` what else is compiled, ``memory``, its
+  threads in ``team`` and ``board``; ``native`` calls machine code, which ``build`` makes and ``cache`` keeps
 - besides: ``lanes``, one step at a time, for `compile_step`; ``explain``, for `plan`
 """

@@ -181,7 +181,7 @@ class Loop:
         self.split = split
         self.code = code = Generator(split).generated()
         self.source = code.text
-        self.numbers = [*[float(number) for number, _ in code.numbers], *code.sizes]
+        self.numbers = [*[np.dtype(dtype).type(number).item() for number, dtype in code.numbers], *code.sizes]
         # What each argument is: where its memory comes from, and of which part of the state it is, which comes once.
         slots = {
             (store.part if store.part >= 0 else value): _Slot(value, store, code.rows_last)

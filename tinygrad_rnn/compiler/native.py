@@ -1,7 +1,8 @@
 """Compiled functions, called without their compiler.
 
 Numba takes several times as long to be imported and made ready as all else before a first gradient. So what it compiles
-(``build``) is kept as plain machine code, which a later process loads by LLVM alone.
+(``build``) is kept as plain machine code, which a later process loads by LLVM alone. Python calls it as it does a
+function of a C extension, and the code finds where an array's elements are as C extensions do, in its object.
 """
 
 from __future__ import annotations
@@ -26,17 +27,8 @@ from tinygrad_rnn.compiler import cache as folder
 CALL, SHARED = "call", "shared"
 # Where NumPy's C API has the fields of an array, in bytes: behind what every object of Python begins with.
 DATA, SHAPE, STRIDES = [object.__basicsize__ + behind for behind in (0, 16, 24)]
-FILES = (
-    "native",
-    "build",
-    "product",
-    "scalars",
-    "philox",
-    "passes",
-    "board",
-    "team",
-    "memory",
-)  # of which machine code comes
+# The files that machine code comes of.
+FILES = "native", "build", "product", "scalars", "philox", "passes", "board", "team", "memory"
 
 _numba = find_spec("numba")
 if _numba is None or _numba.origin is None:
@@ -102,7 +94,7 @@ class _Method(ctypes.Structure):
 
 _FAST = 0x80  # METH_FASTCALL: it is given an array of its arguments
 _function = ctypes.pythonapi.PyCFunction_NewEx
-_function.argtypes, _function.restype = [ctypes.POINTER(_Method), ctypes.c_void_p, ctypes.c_void_p], ctypes.py_object
+_function.argtypes, _function.restype = [ctypes.POINTER(_Method), ctypes.py_object, ctypes.c_void_p], ctypes.py_object
 
 
 class Code:
@@ -127,7 +119,7 @@ class Code:
         self._engine.finalize_object()
         self.shared = self._engine.get_function_address(SHARED)
         self._method = _Method(b"native", self._engine.get_function_address(CALL), _FAST, None)
-        self.call = _function(ctypes.byref(self._method), None, None)
+        self.call = _function(ctypes.byref(self._method), self, None)  # which holds this, and so the code, as its self
 
 
 @cache

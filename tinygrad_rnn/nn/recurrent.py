@@ -180,7 +180,7 @@ class Recurrent(Module):
         return ", ".join(f"{name}={value}" for name, value in said.items() if value)
 
 
-class _Face(Recurrent):
+class Layers(Recurrent):
     """Layers of one kind of cell, with parameters named and states laid out as in PyTorch.
 
     The parameters are this module's own; cells are made of them at each call, so that a replaced or tied parameter
@@ -306,7 +306,7 @@ class _Face(Recurrent):
         return f"{self.input_size}, {self.hidden_size}{named}" + (f", {rest}" if rest else "")
 
 
-class RNN(_Face):
+class RNN(Layers):
     """Layers of `RNNCell`, with the arguments, parameters and results of ``torch.nn.RNN``.
 
     Parameters
@@ -337,7 +337,7 @@ class RNN(_Face):
         super().__init__(make, input_size, num_layers, batch_first, dropout, bidirectional, generator)
 
 
-class GRU(_Face):
+class GRU(Layers):
     """Layers of `GRUCell`, with the arguments, parameters and results of ``torch.nn.GRU``; see `RNN`."""
 
     def __init__(
@@ -359,7 +359,7 @@ class GRU(_Face):
         super().__init__(make, input_size, num_layers, batch_first, dropout, bidirectional, generator)
 
 
-class LSTM(_Face):
+class LSTM(Layers):
     """Layers of `LSTMCell`, with the arguments, parameters and results of ``torch.nn.LSTM``; see `RNN`.
 
     The state is the pair (h, c). ``proj_size`` is that of `LSTMCell`.
