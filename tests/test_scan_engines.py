@@ -33,6 +33,21 @@ def test_third_derivatives(name, backend, engine):
     same(derivatives(WAYS[name], engine, 3), derivatives(WAYS[name], "unrolled", 3))
 
 
+@pytest.mark.parametrize("dtype", [np.bool_, np.int32, np.int64, np.float32, np.float64])
+@pytest.mark.parametrize("by", ["unrolled", "array", "numba"])
+@pytest.mark.parametrize("columns", [(), (0,), (3,), (2, 3)])
+def test_what_is_past_the_end_is_zero_of_its_own_dtype(dtype, by, columns):
+    xs = np.ones((4, 2, *columns), dtype)
+    xs[1:, 0] = 1 if dtype == np.bool_ else 7
+    before = xs.copy()
+    ys, count = tg.scan(lambda x, s: (x, s + 1), tg.Tensor(xs), tg.zeros((2,)), lengths=[1, 4], engine=by)
+    expected = xs.copy()
+    expected[1:, 0] = 0
+    np.testing.assert_array_equal(ys.numpy(), expected, strict=True)
+    np.testing.assert_array_equal(count.numpy(), [1, 4])
+    np.testing.assert_array_equal(xs, before)
+
+
 def test_attention_to_a_memory_of_real_size(engine):
     """Its sizes pass the 8192 elements of NumPy's buffers, where some functions take other ways."""
     memory = leaf(10, 64, 128)
