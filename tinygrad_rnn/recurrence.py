@@ -164,11 +164,13 @@ def _prepared(cell: Any, xs: Any, state: Any, reverse: bool, lengths: Any, reset
     if state is None and init_state is None:
         raise TypeError("state: the cell has no init_state, so scan must be given the state to start from")
     fresh = init_state(batch) if init_state and (state is None or reset is not None) else state
-    state = map_nest(as_tensor, fresh if state is None else state)
+    start = fresh if state is None else state
+    state = map_nest(as_tensor, start)
     if lengths is None and reset is None:
         return _Run(device, step_of(cell, batch), xs, state, fresh, None, None, steps, steps, reverse, tuple(expose))
     check_batch(state, batch)
-    alike(state, fresh, "init_state gives")
+    if start is not fresh:
+        alike(state, fresh, "init_state gives")
     reached, alive = steps, None
     if lengths is not None:
         ends, shortest, longest = lengths_of_rows(lengths, steps, batch)
