@@ -4,48 +4,53 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from tinygrad_rnn.compiler.step import Op, Step, Value
 
+FEW = 1 << 12  # more elements than that are multiplied faster in the loop, where they are in the processor's caches
+
 
 def gathered(ops: Sequence[Op], step: Step, level: Mapping[Value, int], carried: Collection[Op]) -> list[Op]:
     """``ops`` in order; in sums among those that are ``carried``, what does not depend on the state comes first.
 
-    So ``(x + a) + (h + b)`` becomes ``((a + b) + x) + h``, of which one addition is left in the loop.
+    So ``(x + a) + (h + b)`` becomes ``((a + b) + x) + h``, of which one addition is left in the loop; and the same in
+    products.
     """
     known = set(ops)
     reads = Counter([*step.ys, *step.following, *step.totals, *[value for op in ops for value in op.inputs]])
     instead: dict[Op, list[Op]] = {}
 
-    def sums_in(op: Op) -> list[Op]:
-        """The sums that are read by this one alone, or by such."""
+    def chain(op: Op) -> list[Op]:
+        """The sums, or products, that are read by this one alone, or by such."""
         inner = [o.op for o in op.operands if type(o) is Value and reads[o] == 1 and o.op in known]
-        return [op, *[one for part in inner if part and part.rule is op.rule for one in sums_in(part)]]
+        return [op, *[one for part in inner if part and part.rule is op.rule for one in chain(part)]]
 
     for op in reversed(ops):
-        if op.rule.name != "add" or op not in carried or op in instead:
+        gathers = op.rule.name == "add" or (op.rule.name == "multiply" and prod(op.results[0].shape) <= FEW)
+        if not gathers or op not in carried or op in instead:
             continue
-        sums = sums_in(op)
-        made = {value for one in sums for value in one.results}
-        terms = [o for one in sums for o in one.operands if o not in made]
+        links = chain(op)
+        made = {value for one in links for value in one.results}
+        terms = [o for one in links for o in one.operands if o not in made]
         if not all(type(o) is Value and o.dtype == op.results[0].dtype for o in terms):
             continue
         late = [o for o in terms if level[o] == level[op.results[0]]]
-        if len(late) < sum(one in carried for one in sums):
+        if len(late) < sum(one in carried for one in links):
             total, *others = sorted(terms, key=lambda o: level[o])
-            instead |= {one: [] for one in sums}
+            instead |= {one: [] for one in links}
             for term in others:
-                instead[op].append(_added(op, total, term))
+                instead[op].append(_like(op, total, term))
                 (total,) = instead[op][-1].results
             instead[op][-1].results = op.results
     return [one for op in ops for one in instead.get(op, [op])]
 
 
-def _added(like: Op, a: Any, b: Any) -> Op:
-    op = Op(like.rule, (a, b), like.params, like.recording)
+def _like(other: Op, a: Any, b: Any) -> Op:
+    op = Op(other.rule, (a, b), other.params, other.recording)
     op.results = (Value(np.broadcast_shapes(a.shape, b.shape), a.dtype, op),)
     return op
 
