@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import strict  # noqa: F401 - registers its backend
 from hypothesis import HealthCheck, settings
-from interpreted import interpreted
+from interpreted import check_all, interpreted
 
 import tinygrad_rnn as tg
 from tinygrad_rnn import recurrence
@@ -20,6 +20,8 @@ from tinygrad_rnn.compiler import pure
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.register_profile("ci", settings.get_profile("local"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+check_all()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

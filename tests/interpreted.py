@@ -77,10 +77,39 @@ def alone() -> Iterator[None]:
         jit.over_rows = before
 
 
+def check(native: Native, *arguments: Any) -> None:
+    """Machine code believes its arguments; what is not of their kinds it would read as something else."""
+    for argument, kind in zip(arguments, native.kinds, strict=True):
+        if kind.ndim < 0:
+            assert isinstance(argument, float if kind.dtype.kind == "f" else int)
+        else:
+            assert type(argument) is np.ndarray
+            assert (argument.dtype, argument.ndim) == (kind.dtype, kind.ndim)
+            assert kind.layout == "A" or argument.flags.c_contiguous
+
+
+def checked(native: Native, i: int, j: int, *arguments: Any) -> bool:
+    check(native, *arguments)
+    return native.code.call(i, j, *arguments)
+
+
+def checked_words(native: Native, i: int, j: int, *arguments: Any) -> Any:
+    check(native, *arguments)
+    return words(native, i, j, *arguments)
+
+
+words = Native.words
+
+
+def check_all() -> None:
+    """Whoever calls machine code from now on is checked."""
+    Native.call, Native.words = property(lambda native: partial(checked, native)), checked_words
+
+
 def call(native: Native, i: int, j: int, *arguments: Any) -> bool:
     """Generated source is run by Python; what else is compiled stays so."""
     if not native.text:
-        return native.code.call(i, j, *arguments)
+        return checked(native, i, j, *arguments)
     given = [
         kind.dtype.type(a) if kind.ndim < 0 and kind.dtype.kind != "i" else a
         for kind, a in zip(native.kinds, arguments, strict=True)

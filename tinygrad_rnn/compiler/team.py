@@ -65,6 +65,7 @@ class Team:
         """See that so many helpers are awake, or will be soon."""
         if self.awake >= helpers:
             return
+        _ = _serve.call  # to be compiled by a thread that the end of the program waits for
         with self.counting:
             while self.size < helpers:
                 threading.Thread(target=self._serve, name="tinygrad_rnn", daemon=True).start()
