@@ -55,7 +55,8 @@ def kind(argument):
 def shared(function, rows, shards, *arguments):
     """Whether all went well."""
     native = Native(f"test_team.{function.__name__}", map(kind, arguments))
-    return team.share(native, rows, shards, *arguments)
+    given = [a if isinstance(a, np.ndarray) else np.asarray(a).item() for a in arguments]
+    return team.share(native, rows, shards, *given)
 
 
 @pytest.fixture(autouse=True)
