@@ -192,6 +192,8 @@ class Loop:
         kinds += [Kind(value.dtype, 1, "C") for value in code.packed]
         kinds += [_int, _int, *[Kind(np.dtype(dtype)) for _, dtype in code.numbers], *[_int for _ in code.sizes]]
         self.native = Native("loop", kinds, self.source)
+        # What is asked of each at every call.
+        self.plan = [(s.store.kind, s.value, s.store.part, s.there, s.back) for s in self.slots]
         self.stacks = [slot.value for slot in self.slots if slot.store.kind == STACK]
         self.places = 0, Places([])  # for so many steps, as they were last
         sizes = [packed_size(value.shape[0], value.shape[1], value.dtype.itemsize) for value in code.packed]
@@ -227,24 +229,25 @@ class Loop:
         arrays = iter(places.arrays())
         arguments: list[Any] = []
         states: dict[int, Any] = {}
-        for slot in self.slots:
-            kind = slot.store.kind
+        for kind, value, part, there, back in self.plan:
             if kind in GIVEN:
-                array = values[slot.value]
-                arguments.append(np.asarray(array.transpose(slot.there) if slot.there else array, order="C"))
+                array = values[value]
+                if there:
+                    array = array.transpose(there)
+                arguments.append(array if array.flags.c_contiguous else np.asarray(array, order="C"))
                 continue
             array = next(arrays)
             arguments.append(array)
             if kind == SCRATCH:
                 continue
-            ordered = array.transpose(slot.back) if slot.back else array
+            ordered = array.transpose(back) if back else array
             if kind == STACK:
-                values[slot.value] = ordered
+                values[value] = ordered
             elif kind == SUM:
                 array[...] = 0
-                run.sums[self.code.sums_over_time[slot.value]] = ordered
+                run.sums[self.code.sums_over_time[value]] = ordered
             else:
-                states[slot.store.part] = ordered
+                states[part] = ordered
         for value, array in zip(self.code.packed, arrays, strict=True):
             pack(values[value], array)
             arguments.append(array)
