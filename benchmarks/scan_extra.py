@@ -12,6 +12,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -200,29 +201,34 @@ def cold(engines: Sequence[str]) -> Iterator[str]:
     yield "\n## To the first gradient\n"
     yield (
         f"`nn.LSTM` of input {inputs}, hidden {hidden}, batch {batch}, in a fresh process; milliseconds, medians of "
-        f"{COLD_RUNS}.\nThe cache folder is empty, or holds what such a process left there.\n"
+        f"{COLD_RUNS}.\nNothing is there: no cache folder, and nothing that Numba keeps of our helpers; or the folder "
+        "alone is empty,\nas for a cell that is new; or it holds what such a process left there.\n"
     )
     yield "| engine | steps | cache | import | first gradient | second gradient |"
     yield "|---|---|---|---|---|---|"
     for engine, steps in tqdm([(engine, steps) for engine in engines for steps in COLD_STEPS], disable=None):
         with tempfile.TemporaryDirectory() as folder:
-            places = [f"{folder}/{i}" for i in range(COLD_RUNS)]
-            # Warm runs use the folders of the empty ones, so that these must come first.
-            for cache in ("empty", "warm"):
-                runs = [first_gradient(engine, steps, place) for place in places]
+            # Each finds what those before it left.
+            for cache in ("nothing", "empty", "warm"):
+                runs = []
+                for i in range(COLD_RUNS):
+                    place = f"{folder}/{i}"
+                    if cache == "empty":
+                        shutil.rmtree(f"{place}/loops", ignore_errors=True)
+                    runs.append(first_gradient(engine, steps, place))
                 columns = " | ".join(f"{median(times) * 1e3:.0f}" for times in zip(*runs, strict=True))
                 yield f"| {engine} | {steps} | {cache} | {columns} |"
 
 
-def first_gradient(engine: str, steps: int, cache: str) -> list[float]:
-    """Seconds of import, first and second gradient in a process of its own."""
+def first_gradient(engine: str, steps: int, folder: str) -> list[float]:
+    """Seconds of import, first and second gradient in a process of its own, which keeps what it compiles there."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # as users have it
     finished = subprocess.run(
         [sys.executable, "-c", FIRST, engine, *map(str, (*COLD, steps))],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        env={**environment, "TINYGRAD_RNN_CACHE": cache},
+        env={**environment, "TINYGRAD_RNN_CACHE": f"{folder}/loops", "NUMBA_CACHE_DIR": f"{folder}/helpers"},
     )
     return json.loads(finished.stdout)  # type: ignore[no-any-return]
 

@@ -98,7 +98,7 @@ def llvm_code(name: str, kinds: Sequence[Kind], text: str) -> Any:
 
 def _function(name: str, text: str) -> Callable[..., None]:
     where, _, name = name.rpartition(".")
-    space: dict[str, Any] = dict(SPACE) if text else vars(import_module(where))
+    space: dict[str, Any] = {**SPACE} if text else vars(import_module(where))
     if text:
         exec(compile(text, "<loop>", "exec"), space)
     return space[name]  # type: ignore[no-any-return]

@@ -175,7 +175,8 @@ def surroundings() -> str:
     assert _numba.origin is not None
     files = [Path(__file__).with_name(f"{name}.py") for name in FILES]
     versions = llvmlite_version, np.__version__, _hash(Path(_numba.origin).with_name("_version.py"))
-    settings = sorted([f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_")])
+    given = {name: value for name, value in os.environ.items() if name.startswith("NUMBA_")}
+    settings = [f"{name}={given[name]}" for name in sorted(given) if name != "NUMBA_CACHE_DIR"]
     return "\n".join([*versions, *processor(), str(DATA), *settings, *map(_hash, files)])
 
 
