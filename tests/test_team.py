@@ -8,7 +8,7 @@ import weakref
 
 import numpy as np
 import pytest
-from test_threads import PATIENCE, in_threads, needs_fork, python
+from running import PATIENCE, in_threads, needs_fork, python
 
 from tinygrad_rnn.compiler import board, team
 from tinygrad_rnn.compiler.native import Kind, Native

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 import threadpoolctl
-from test_threads import PATIENCE, fresh, in_threads, needs_fork, python  # noqa: F401 - fresh is a fixture
+from running import PATIENCE, in_threads, needs_fork, python
+from test_threads import fresh  # noqa: F401 - a fixture
 
 from tinygrad_rnn import threads
 from tinygrad_rnn.threads import blas_limited
