@@ -188,7 +188,7 @@ class CompiledStep:
                     raise TypeError(f"engine {name!r} cannot run this cell: {reason}") from None
                 by = "an" if recording is None else f"the {name}"
                 text = f"compile_step cannot run this cell by {by} engine, which is fast: {reason}"
-                warnings.warn(text, stacklevel=4)
+                warnings.warn(text, stacklevel=recurrence._outside())
                 if recording is None:
                     name = "unrolled"
                     break
