@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 VARIABLE = "TINYGRAD_RNN_CACHE"
+_HASH = hashlib.sha256().digest_size  # bytes, of what follows in a file
 
 
 def found(name: str) -> bytes | None:
@@ -47,9 +48,6 @@ def keep(name: str, content: bytes) -> None:
             raise
     except OSError:
         pass  # a disk that is full, say, costs only time
-
-
-_HASH = hashlib.sha256().digest_size
 
 
 @cache

@@ -33,16 +33,15 @@ OUT_OF_RANGE = "an index of the cell is out of range"
 FLOATS = np.dtype(np.float32), np.dtype(np.float64)
 
 
-def _of_floats(name: str, *forms: str) -> dict[Any, Native]:
+def _of_floats(name: str, *forms: tuple[int, str]) -> dict[Any, Native]:
     """A compiled function of arrays, of as many axes and laid out in memory as the forms say, for either dtype."""
-    forms_ = [(int(form[0]), form[1]) for form in forms]
-    return {dtype: Native(f"{__package__}.{name}", [Kind(dtype, *form) for form in forms_]) for dtype in FLOATS}
+    return {dtype: Native(f"{__package__}.{name}", [Kind(dtype, *form) for form in forms]) for dtype in FLOATS}
 
 
-_product = _of_floats("product.rows_of_product", "2A", "2A", "2C", "2C")
-_pack = _of_floats("product.columns_of_pack", "2A", "1C")
-_copy_rows = _of_floats("passes.copy_rows", "3A", "3C")
-_sum_steps = _of_floats("passes.sum_steps", "3C", "2C")
+_product = _of_floats("product.rows_of_product", (2, "A"), (2, "A"), (2, "C"), (2, "C"))
+_pack = _of_floats("product.columns_of_pack", (2, "A"), (1, "C"))
+_copy_rows = _of_floats("passes.copy_rows", (3, "A"), (3, "C"))
+_sum_steps = _of_floats("passes.sum_steps", (3, "C"), (2, "C"))
 _int = Kind(np.dtype(np.int64))
 _words = Kind(np.dtype(np.uint64), 2, "C")
 _uniform = {
@@ -75,7 +74,7 @@ def in_order(array: Any) -> Any:
 
 def uniform(keys: Any, out: Any) -> None:
     """Fill each row of ``out``, float32 or float64, with the numbers of its key, a row of ``keys``."""
-    shards = shards_of(len(keys)) if out.size >= LEAST_NUMBERS else 1
+    shards = shards_of(len(keys), out.size >= LEAST_NUMBERS)
     words = np.empty((shards, (out[:1].nbytes + 31) // 32 * 4), np.uint64)
     over_rows(_uniform[out.dtype], len(keys), shards, keys, out, words)
 
@@ -86,7 +85,7 @@ NUMPY.uniform_of_keys = uniform
 def pack(B: Any, packed: Any) -> None:
     """See ``product``; B may be shared out over our threads."""
     columns = B.shape[1]
-    over_rows(_pack[packed.dtype], columns, shards_of(columns) if B.size >= LEAST_PACKED else 1, B, packed)
+    over_rows(_pack[packed.dtype], columns, shards_of(columns, B.size >= LEAST_PACKED), B, packed)
 
 
 class _Host(type(NUMPY)):  # type: ignore[misc]
@@ -109,8 +108,8 @@ class _Host(type(NUMPY)):  # type: ignore[misc]
                 return np.matmul(a, b)
         (M, K), N = a.shape, b.shape[1]
         out = (empty if self.feeding else np.empty)((M, N), a.dtype)
-        shards = shards_of(M) if a.size * N > LEAST_PRODUCT else 1
-        buffers = empty((shards, packed_size(min(K, DEPTH), N, a.itemsize) + BYTES), a.dtype)
+        shards = shards_of(M, a.size * N > LEAST_PRODUCT)
+        buffers = empty((shards, packed_size(min(K, DEPTH), N, a.itemsize) + BYTES // a.itemsize), a.dtype)
         over_rows(_product[a.dtype], M, shards, a, b, out, buffers)
         return out
 
@@ -192,8 +191,6 @@ class Loop:
         kinds += [Kind(value.dtype, 1, "C") for value in code.packed]
         kinds += [_int, _int, *[Kind(np.dtype(dtype)) for _, dtype in code.numbers], *[_int for _ in code.sizes]]
         self.native = Native("loop", kinds, self.source)
-        # What is asked of each at every call.
-        self.plan = [(s.store.kind, s.value, s.store.part, s.there, s.back) for s in self.slots]
         self.stacks = [slot.value for slot in self.slots if slot.store.kind == STACK]
         self.places = 0, Places([])  # for so many steps, as they were last
         sizes = [packed_size(value.shape[0], value.shape[1], value.dtype.itemsize) for value in code.packed]
@@ -209,7 +206,7 @@ class Loop:
         arguments, states = self.laid_out(run)
         for k, part in states.items():
             part[steps if reverse and code.kept[k] else 0] = carry[k]
-        shards = shards_of(code.rows) if steps * code.rows * code.work > LEAST_WORK else 1
+        shards = shards_of(code.rows, steps * code.rows * code.work > LEAST_WORK)
         if not over_rows(self.native, code.rows, shards, *arguments, steps, int(reverse), *self.numbers):
             raise IndexError(OUT_OF_RANGE)
         return [self._last(run, reverse, k, states[k]) for k in range(len(carry))]
@@ -229,25 +226,26 @@ class Loop:
         arrays = iter(places.arrays())
         arguments: list[Any] = []
         states: dict[int, Any] = {}
-        for kind, value, part, there, back in self.plan:
+        for slot in self.slots:
+            kind = slot.store.kind
             if kind in GIVEN:
-                array = values[value]
-                if there:
-                    array = array.transpose(there)
+                array = values[slot.value]
+                if slot.there:
+                    array = array.transpose(slot.there)
                 arguments.append(array if array.flags.c_contiguous else np.asarray(array, order="C"))
                 continue
             array = next(arrays)
             arguments.append(array)
             if kind == SCRATCH:
                 continue
-            ordered = array.transpose(back) if back else array
+            ordered = array.transpose(slot.back) if slot.back else array
             if kind == STACK:
-                values[value] = ordered
+                values[slot.value] = ordered
             elif kind == SUM:
                 array[...] = 0
-                run.sums[self.code.sums_over_time[value]] = ordered
+                run.sums[self.code.sums_over_time[slot.value]] = ordered
             else:
-                states[part] = ordered
+                states[slot.store.part] = ordered
         for value, array in zip(self.code.packed, arrays, strict=True):
             pack(values[value], array)
             arguments.append(array)

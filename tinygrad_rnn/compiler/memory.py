@@ -41,9 +41,7 @@ class Places:
         """New arrays, uninitialized, which begin at multiples of 64 bytes."""
         block, start = _bytes(self._shared)
         return [
-            np.ndarray(shape, dtype, block, start + at)
-            if at >= 0
-            else np.ndarray(shape, dtype, *_bytes(prod(shape) * dtype.itemsize))
+            np.ndarray(shape, dtype, block, start + at) if at >= 0 else _alone(shape, dtype)
             for shape, dtype, at in self._places
         ]
 

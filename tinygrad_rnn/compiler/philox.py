@@ -12,7 +12,7 @@ from llvmlite import ir  # type: ignore[import-not-found, import-untyped, unused
 from numba import types  # type: ignore[import-not-found, unused-ignore]
 from numba.extending import intrinsic  # type: ignore[import-not-found, unused-ignore]
 
-from tinygrad_rnn.compiler.product import kept
+from tinygrad_rnn.compiler.product import kept, share_of
 
 # Philox4x64-10: Salmon, Moraes, Dror & Shaw, Parallel random numbers: as easy as 1, 2, 3, SC 2011, section 3.3.
 ROUNDS = 10
@@ -70,7 +70,7 @@ def _doubles(keys: Any, out: Any, words: Any) -> None:
 
 def rows_of_uniform(i: int, j: int, keys: Any, out: Any, words: Any) -> None:
     """Fill rows i to j of ``out``, one of as many shares as ``words`` has rows, each with the numbers of its key."""
-    share = words[(i * len(words) + len(keys) - 1) // max(len(keys), 1)]
+    share = words[share_of(i, len(keys), len(words))]
     if out.itemsize == 4:
         _singles(keys[i:j], out[i:j], share)
     else:

@@ -207,10 +207,15 @@ def product(A: Any, B: Any, C: Any, buffer: Any) -> None:
             multiply_add(A[m : m + HEIGHT, k : k + depth], packed, C[m : m + HEIGHT])
 
 
+@kept
+def share_of(i: int, rows: int, shares: int) -> int:
+    """Which of so many shares of the rows begins with row i."""
+    return (i * shares + rows - 1) // max(rows, 1)
+
+
 def rows_of_product(i: int, j: int, A: Any, B: Any, C: Any, buffers: Any) -> None:
     """Rows i to j of `product`, which are one of as many shares as there are buffers."""
-    share = (i * len(buffers) + len(A) - 1) // max(len(A), 1)
-    product(A[i:j], B, C[i:j], buffers[share])
+    product(A[i:j], B, C[i:j], buffers[share_of(i, len(A), len(buffers))])
 
 
 def columns_of_pack(i: int, j: int, B: Any, packed: Any) -> None:

@@ -113,9 +113,9 @@ def over_rows(function: Native, rows: int, shards: int, *arguments: Any) -> bool
     return not function.call(0, rows, *arguments)
 
 
-def shards_of(rows: int) -> int:
-    """In how many shards to do them, if there is enough to do for several threads."""
-    return min(get_num_threads(), rows)
+def shards_of(rows: int, enough: bool) -> int:
+    """In how many shards to do them, if there is ``enough`` to do for several threads."""
+    return min(get_num_threads(), rows) if enough else 1
 
 
 def _after_fork() -> None:
